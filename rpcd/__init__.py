@@ -1,0 +1,41 @@
+"""rpcd turns Python callables into reliable RabbitMQ consumers and RPC services.
+
+These are the names for handlers. Importing them loads neither Twisted nor pika, so a handler and its tests need no more
+than this package.
+"""
+
+from rpcd.core.errors import (
+    BadMessage,
+    Drop,
+    HaltConsumer,
+    Nack,
+    PermanentFailure,
+    PublishError,
+    PublishRefused,
+    PublishTimeout,
+    RequestFailed,
+    Retry,
+    RpcdError,
+    Unroutable,
+)
+from rpcd.core.message import Message, Reply
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadMessage",
+    "Drop",
+    "HaltConsumer",
+    "Message",
+    "Nack",
+    "PermanentFailure",
+    "PublishError",
+    "PublishRefused",
+    "PublishTimeout",
+    "Reply",
+    "RequestFailed",
+    "Retry",
+    "RpcdError",
+    "Unroutable",
+    "__version__",
+]

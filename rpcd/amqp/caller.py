@@ -1,0 +1,80 @@
+"""Asking another service: a request, its correlation id, and the reply that comes by direct reply-to.
+
+One channel serves any number of outstanding calls. A request that no queue takes fails at once, for it is mandatory; a reply
+to a call that nobody waits for any more is dropped.
+"""
+
+import uuid
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from rpcd.amqp.channel import Channel
+from rpcd.amqp.waiting import bounded
+from rpcd.core.errors import Unroutable
+from rpcd.core.message import DIRECT_REPLY_TO, outgoing
+from rpcd.core.wire import Properties
+
+
+@attrs.frozen
+class Answer:
+    """A reply as it came."""
+
+    body: bytes
+    properties: Properties
+
+
+class Caller:
+    """Calls on one channel; reactor only. Await `open` first."""
+
+    def __init__(self, channel: Channel) -> None:
+        """Take a fresh channel, for this alone."""
+        self._channel = channel
+        self._calls: dict[str, Deferred[Answer]] = {}
+        channel.when_returned(self._on_return)
+        channel.when_closed(self._on_closed)
+
+    async def open(self, seconds: float) -> None:
+        """Start to listen for replies; direct reply-to allows no acks (rabbitmq.com/docs/direct-reply-to)."""
+        listening = self._channel.call(
+            "basic_consume", queue=DIRECT_REPLY_TO, on_message_callback=self._on_reply, auto_ack=True
+        )
+        await bounded(listening, seconds, self._channel.clock, "listening for replies")
+
+    def call(self, exchange: str, routing_key: str, body: Any, seconds: float, **options: Any) -> Deferred[Answer]:
+        """Send a request and return its reply; fails with Unroutable, WaitTooLong, or the end of the channel.
+
+        The request expires when nobody waits for it any more. `options` are those of `Message.publish`.
+        """
+        correlation_id = str(uuid.uuid4())
+        options = {
+            "correlation_id": correlation_id,
+            "reply_to": DIRECT_REPLY_TO,
+            "expiration": seconds,
+            "mandatory": True,
+            **options,
+        }
+        request = outgoing(exchange, routing_key, body, **options)
+        answer: Deferred[Answer] = Deferred()
+        if self._channel.reason is not None:
+            answer.errback(self._channel.reason)
+            return answer
+        self._calls[correlation_id] = answer
+        self._channel.publish(request)
+        return bounded(answer, seconds, self._channel.clock, "the reply", lambda: self._calls.pop(correlation_id, None))
+
+    def _on_reply(self, _inner: object, _method: object, properties: Properties, body: bytes) -> None:
+        waiting = self._calls.pop(str(properties.correlation_id), None)
+        if waiting is not None:
+            waiting.callback(Answer(body, properties))
+
+    def _on_return(self, _code: int, text: str, exchange: str, routing_key: str, properties: Properties) -> None:
+        waiting = self._calls.pop(str(properties.correlation_id), None)
+        if waiting is not None:
+            waiting.errback(Unroutable(f"no queue takes exchange {exchange!r}, key {routing_key!r}: {text}"))
+
+    def _on_closed(self, reason: Exception) -> None:
+        calls, self._calls = self._calls, {}
+        for waiting in calls.values():
+            waiting.errback(reason)

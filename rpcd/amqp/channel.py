@@ -1,0 +1,176 @@
+"""One AMQP channel over pika's inner channel: calls as Deferreds that always end, and frames of our own making.
+
+What is asked of the broker goes through pika, which keeps the channel's state. What is written in numbers (acks, replies,
+publications) is packed by `core.wire` and written straight to the transport. When the channel ends, whatever the reason,
+every pending call fails with that reason and everyone who asked is told, once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred, fail
+
+from rpcd.core.errors import ConsumerCancelled
+from rpcd.core.message import Outgoing
+from rpcd.core.wire import Properties, ack_frame, nack_frame, publish_frames
+
+Ended: TypeAlias = Callable[[Exception], None]
+"""Told once, on the reactor, why something came to its end."""
+
+
+class Envelope(Protocol):
+    """How a delivery came: the fields of basic.deliver."""
+
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+
+
+OnDelivery: TypeAlias = Callable[[object, Envelope, Properties, bytes], None]
+OnConfirm: TypeAlias = Callable[[int, bool, bool], None]
+"""Told a publication's sequence number, whether all lower ones are meant too, and whether the broker took them."""
+OnReturn: TypeAlias = Callable[[int, str, str, str, Properties], None]
+"""Told code and text of a return, exchange and key that it was published with, and its properties."""
+
+
+class Channel:
+    """One channel; reactor only. Made by `AmqpProtocol.open_channel`."""
+
+    def __init__(
+        self,
+        inner: Any,
+        write: Callable[[bytes], None],
+        frame_max: int,
+        translate: Callable[[Exception], Exception],
+        clock: Any,
+    ) -> None:
+        """Wrap pika's channel; `translate` turns its reason for closing into one of rpcd's errors."""
+        self.number: int = inner.channel_number
+        self.clock = clock
+        self.reason: Exception | None = None
+        self._inner = inner
+        self._write = write
+        self._frame_max = frame_max
+        self._translate = translate
+        self._calls: set[Deferred[Any]] = set()
+        self._ended: list[Ended] = []
+        inner.add_on_close_callback(self._on_close)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames may be written."""
+        return bool(self._inner.is_open)
+
+    @property
+    def consumer_tags(self) -> Sequence[str]:
+        """The consumers that are alive as far as pika knows."""
+        return list(self._inner.consumer_tags) if self.is_open else []
+
+    def when_closed(self, ended: Ended) -> None:
+        """Call `ended` with the reason when the channel closes; at once if it has."""
+        if self.reason is not None:
+            ended(self.reason)
+        else:
+            self._ended.append(ended)
+
+    def call(self, name: str, **arguments: Any) -> Deferred[Any]:
+        """Ask the broker (`queue_declare`, `basic_qos`, ...) and return its answer; fails when the channel closes.
+
+        Cancelling or timing out the Deferred is safe: a late answer is ignored.
+        """
+        answer: Deferred[Any] = Deferred()
+        self._calls.add(answer)
+
+        def answered(frame: Any) -> None:
+            self._calls.discard(answer)
+            if not answer.called:  # timed out, or failed with a consumer that the broker has cancelled
+                answer.callback(frame.method)
+
+        try:
+            getattr(self._inner, name)(callback=answered, **arguments)
+        except Exception as error:  # noqa: BLE001  # pika raises some errors here and calls back others
+            self._calls.discard(answer)
+            return fail(self.reason or self._translate(error))
+        return answer
+
+    def consume(self, queue: str, tag: str, on_delivery: OnDelivery, exclusive: bool, arguments: Any) -> Deferred[Any]:
+        """Start a consumer; deliveries may come before this fires, and the broker's cancel counts as the channel's end."""
+        self._inner.add_on_cancel_callback(
+            lambda _frame: self._end(ConsumerCancelled(f"the broker cancelled the consumer of {queue!r}"))
+        )
+        return self.call(
+            "basic_consume",
+            queue=queue,
+            on_message_callback=on_delivery,
+            exclusive=exclusive,
+            consumer_tag=tag,
+            arguments=dict(arguments),
+        )
+
+    def confirm(self, on_confirm: OnConfirm, on_return: OnReturn) -> Deferred[Any]:
+        """Switch publisher confirms on; publish only when this has fired, else the counts of both sides differ."""
+
+        def confirmed(frame: Any) -> None:
+            method = frame.method
+            on_confirm(method.delivery_tag, method.multiple, method.NAME == "Basic.Ack")
+
+        self.when_returned(on_return)
+        return self.call("confirm_delivery", ack_nack_callback=confirmed)
+
+    def when_returned(self, on_return: OnReturn) -> None:
+        """Call `on_return` for every mandatory message that the broker gives back."""
+
+        def returned(_inner: Any, method: Any, properties: Properties, _body: bytes) -> None:
+            on_return(method.reply_code, method.reply_text, method.exchange, method.routing_key, properties)
+
+        self._inner.add_on_return_callback(returned)
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Write one publication; the caller checks `is_open` first."""
+        self._write(
+            publish_frames(
+                self.number,
+                outgoing.exchange,
+                outgoing.routing_key,
+                outgoing.mandatory,
+                outgoing.properties,
+                outgoing.body,
+                self._frame_max,
+            )
+        )
+
+    def ack(self, acks: Sequence[tuple[int, bool]]) -> None:
+        """Write acks, given as (tag, multiple), in one go; the caller checks `is_open` first."""
+        number = self.number
+        self._write(b"".join([ack_frame(number, tag, multiple) for tag, multiple in acks]))
+
+    def nack(self, tag: int, requeue: bool) -> None:
+        """Write basic.nack for one tag; the caller checks `is_open` first."""
+        self._write(nack_frame(self.number, tag, requeue))
+
+    def close(self) -> Deferred[Any]:
+        """Close the channel; fires when the broker has agreed, which proves that it read every ack before. Never fails."""
+        done: Deferred[Any] = Deferred()
+        self.when_closed(lambda _reason: None if done.called else done.callback(None))
+        if self.is_open:
+            try:
+                self._inner.close()
+            except Exception as error:  # noqa: BLE001  # raised if it closed in the meantime: then it is closed
+                self._end(self._translate(error))
+        return done
+
+    def _on_close(self, _inner: Any, reason: Exception) -> None:
+        self._end(self._translate(reason))
+
+    def _end(self, reason: Exception) -> None:
+        if self.reason is not None:
+            return
+        self.reason = reason
+        calls, self._calls = self._calls, set()
+        for call in calls:
+            if not call.called:
+                call.errback(reason)
+        ended, self._ended = self._ended, []
+        for each in ended:
+            each(reason)

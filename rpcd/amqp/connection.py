@@ -1,0 +1,138 @@
+"""The life of one connection as one coroutine: connect, ready, serve, back off.
+
+A `Connection` goes on until it is told to stop. Its pauses grow with failures and are reset only when the one who uses it
+says that it serves again. Trouble of any kind has one remedy: drop the connection, back off, begin again.
+"""
+
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+
+from rpcd.amqp.dial import Broker, Dial
+from rpcd.amqp.port import AmqpProtocol, translate
+from rpcd.amqp.tls import explain
+from rpcd.amqp.waiting import Once, WaitTooLong
+from rpcd.core.errors import BrokerRefused, ConnectionLost, LoginRefused, ObjectMissing
+
+LONGEST_PAUSE = 30.0
+"""The longest time in seconds between two attempts."""
+
+LOGIN_TRIES = 3
+"""How often a login is tried at first start before its refusal is believed."""
+
+log = logging.getLogger("rpcd.connection")
+
+Serve = Callable[[AmqpProtocol], Awaitable[None]]
+"""Use a connection until it ends; return or raise when it did."""
+
+
+class Connection:
+    """One connection, made again for ever; reactor only."""
+
+    def __init__(
+        self, name: str, title: str, broker: Broker, serve: Serve, refused: Callable[[BrokerRefused], None]
+    ) -> None:
+        """Prepare a connection; `refused` is told what a person has to mend, if that is found before it ever served.
+
+        `name` is for the log, `title` is what RabbitMQ's own pages show.
+        """
+        self.name = name
+        self.title = title
+        self.protocol: AmqpProtocol | None = None
+        self.served = False
+        self.trouble: str | None = "not connected yet"
+        self._broker = broker
+        self._serve = serve
+        self._refused = refused
+        self._wanted = True
+        self._started = False
+        self._failures = 0
+        self._logins = 0
+        self._waiting: Deferred[Any] | None = None
+        self._dial: Dial | None = None
+        self._ended = Once()
+        self._backoff = backoffPolicy(1.0, LONGEST_PAUSE, 2.0, random.random)
+
+    def start(self) -> None:
+        """Begin to connect; returns at once and never raises."""
+        self._started = True
+        Deferred.fromCoroutine(self._live()).addErrback(self._broken).addBoth(lambda _done: self._ended.fire())
+
+    def last(self) -> None:
+        """Make no further connection: the present one, if it serves already, goes on until it ends or is stopped."""
+        self._wanted = False
+        if self.trouble is not None:
+            self.stop()
+
+    def stop(self) -> Deferred[None]:
+        """Stop for good: close what is open and fire when it is; never fails."""
+        self._wanted = False
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._dial is not None:
+            self._dial.cancel()
+        if self.protocol is not None:
+            self.protocol.leave()
+        if not self._started:
+            self._ended.fire()
+        return self._ended.wait()
+
+    def serving(self) -> None:
+        """Be told that the connection does again what it is for."""
+        self.served = True
+        self._failures = 0
+        self.trouble = None
+
+    def again(self, reason: str) -> None:
+        """Drop the connection, because it does not do what it is for; it is made anew."""
+        if self.protocol is not None:
+            self.protocol.abort(ConnectionLost(reason))
+
+    async def _live(self) -> None:
+        while self._wanted:
+            error: Exception = ConnectionLost("the connection ended")
+            try:
+                self._dial = Dial(self._broker, self.name, self.title)
+                self.protocol = await self._dial.connect()
+                await self._serve(self.protocol)
+            except Exception as failed:  # noqa: BLE001  # whatever it was, the remedy is the same
+                error = failed
+            protocol, self.protocol = self.protocol, None
+            if protocol is not None:
+                await protocol.leave()
+            if self._wanted:
+                await self._wait(error)
+
+    async def _wait(self, error: Exception) -> None:
+        """Judge the trouble, say it once, and back off."""
+        error = error if isinstance(error, BrokerRefused | ObjectMissing | WaitTooLong) else translate(error)
+        seconds = self._backoff(self._failures)
+        if isinstance(error, LoginRefused) and not self.served:
+            self._logins += 1
+            seconds = self._broker.login_patience / (LOGIN_TRIES - 1)
+        elif isinstance(error, BrokerRefused):
+            seconds = LONGEST_PAUSE
+        if (
+            isinstance(error, BrokerRefused)
+            and not self.served
+            and (not isinstance(error, LoginRefused) or self._logins >= LOGIN_TRIES)
+        ):
+            self._refused(error)
+        text = explain(error)
+        level = logging.WARNING if text != self.trouble else logging.DEBUG
+        log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
+        self._failures += 1
+        self.trouble = text
+        self._waiting = deferLater(self._broker.reactor, seconds)
+        with contextlib.suppress(CancelledError):  # told to stop
+            await self._waiting
+        self._waiting = None
+
+    def _broken(self, failure: Any) -> None:
+        log.critical("the connection %s ended by a fault of rpcd: %s", self.name, failure.getTraceback())

@@ -1,0 +1,214 @@
+"""One queue on one connection: deliveries in (stop 2), settlements out (stop 7), and the order of a stop.
+
+A `Consumer` lives as long as the process; each of its connections has a channel and a ledger of its own.
+"""
+
+import logging
+import time
+from typing import Any
+
+from twisted.internet.task import LoopingCall
+
+from rpcd.amqp.channel import Channel, Envelope
+from rpcd.amqp.connection import Connection
+from rpcd.amqp.declare import STEP_SECONDS, carry_out, probe_default_exchange
+from rpcd.amqp.dial import Broker
+from rpcd.amqp.outcomes import OutcomePublisher
+from rpcd.amqp.outlet import ThreadOutlet
+from rpcd.amqp.plan import Overseer, Plan
+from rpcd.amqp.port import AmqpProtocol
+from rpcd.amqp.publisher import Publisher
+from rpcd.amqp.settlement import Settlement
+from rpcd.amqp.waiting import Once, WaitTooLong, bounded, unless
+from rpcd.amqp.workers import Workers
+from rpcd.core.errors import RpcdError, TimeLimitPassed
+from rpcd.core.message import Source, delivered
+from rpcd.core.pipeline import Job
+from rpcd.core.reply import DEFAULT_EXCHANGE, NONE
+from rpcd.core.stats import Stats
+from rpcd.core.verdict import Halt
+from rpcd.core.wire import Properties
+
+CANCEL_SECONDS = 2.0
+"""How long the broker may take to confirm that a consumer is cancelled, or its channel closed."""
+
+log = logging.getLogger("rpcd.consumer")
+
+
+class Consumer:
+    """One consumer; reactor only."""
+
+    def __init__(self, plan: Plan, broker: Broker, publisher: Publisher, pool: Any, overseer: Overseer) -> None:
+        """Prepare a consumer; nothing is started yet."""
+        self.name = plan.name
+        self.plan = plan
+        self.stats = Stats()
+        self.draining = False
+        self.drained = Once()
+        self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
+        self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
+        own_channel = not plan.section.reply_confirm
+        outcomes = OutcomePublisher(
+            broker.reactor, publisher, plan.route, plan.who, self.stats, plan.title, own_channel, self.connection.again
+        )
+        self.settlement = Settlement(outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor)
+        self._replies_here = own_channel and plan.section.reply != NONE and plan.section.reply_via == DEFAULT_EXCHANGE
+        self._reactor = broker.reactor
+        self._publisher = publisher
+        self._overseer = overseer
+        self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
+        self._source = Source(self.name, plan.queue, self._outlet)
+        self._tag = ""
+        self._watch = LoopingCall(self._look_for_overdue)
+        self._watch.clock = broker.reactor
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker delivers to this consumer, as far as can be known here."""
+        channel = self.settlement.channel
+        return channel is not None and self._tag in channel.consumer_tags
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this consumer should be consuming: it has consumed already, and was not told to stop."""
+        return self.connection.served and not self.draining
+
+    def start(self) -> None:
+        """Start the workers and begin to connect."""
+        self.workers.start()
+        self._watch.start(min(1.0, self.plan.section.time_limit / 4), now=False)
+        self.connection.start()
+
+    # The connection -------------------------------------------------------------------------------
+
+    async def _serve(self, protocol: AmqpProtocol) -> None:
+        ended = Once()
+        protocol.when_lost(ended.fail)
+        protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
+        queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
+        if self._replies_here:
+            await probe_default_exchange(protocol, "send replies")
+        await unless(ended, self._publisher.ready.wait())
+        await unless(ended, self.workers.ready.wait())
+        channel = await bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel")
+        channel.when_closed(ended.fail)
+        channel.when_closed(self._on_channel_gone)
+        channel.when_returned(self._on_return)
+        self._source = Source(self.name, queue, self._outlet)
+        await self._consume(channel, queue)
+        self.connection.serving()
+        self.stats.connections += 1
+        section = self.plan.section
+        log.info("consuming with %s workers, prefetch %s", section.workers, section.window, extra=self._fields())
+        self._overseer.consuming(self)
+        await ended.wait()
+
+    async def _consume(self, channel: Channel, queue: str) -> None:
+        section, self._tag = self.plan.section, self.plan.consumer_tag
+        qos = channel.call("basic_qos", prefetch_count=section.window)
+        await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch")
+        self.settlement.attach(channel)
+        started = channel.consume(queue, self._tag, self._on_delivery, section.exclusive, section.arguments)
+        await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
+
+    def _on_blocked(self, reason: str | None) -> None:
+        said = "goes on" if reason is None else f"blocks this connection, and with it replies and acks: {reason}"
+        log.warning("the broker %s", said, extra=self._fields())
+
+    def _on_return(self, code: int, text: str, _exchange: str, routing_key: str, properties: Properties) -> None:
+        self.stats.replies_unroutable += 1
+        extra = {**self._fields(), "correlation_id": properties.correlation_id}
+        log.info("a reply came back, its caller has gone: %s %s, key %s", code, text, routing_key, extra=extra)
+
+    def _on_channel_gone(self, reason: Exception) -> None:
+        self.workers.flush()
+        unstarted = self.workers.take_back()
+        self.settlement.detach(reason, self.workers.running, unstarted)
+
+    def _fields(self) -> dict[str, Any]:
+        return {"consumer": self.name, "queue": self._source.queue}
+
+    # Deliveries -----------------------------------------------------------------------------------
+
+    def _on_delivery(self, _inner: object, method: Envelope, properties: Properties, body: bytes) -> None:
+        settlement = self.settlement
+        ledger, tag = settlement.ledger, method.delivery_tag
+        ledger.admit(tag)
+        self.stats.received += 1
+        message = delivered(
+            self._source, body, properties, method.exchange, method.routing_key, method.redelivered, time.time()
+        )
+        job = Job(message, self.plan.route, ledger, tag)
+        if method.redelivered and settlement.is_known(job):
+            return
+        self.workers.submit(job)
+
+    def _on_finished(self, jobs: list[Job]) -> None:
+        self.settlement.finished(jobs)
+
+    def _look_for_overdue(self) -> None:
+        self.workers.flush()
+        for job in self.workers.overdue(self.plan.section.time_limit):
+            self.stats.overdue += 1
+            self.settlement.claim(job, self.plan.route.judge(TimeLimitPassed(), job.message))
+        if self.workers.lost >= self.plan.section.workers:
+            self._overseer.exhausted(self)
+
+    def _on_halt(self, halt: Halt) -> None:
+        self._overseer.halted(self, halt)
+
+    # The stop -------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Stop taking, give back what has not started, let running handlers finish and settle, close; then fire `drained`.
+
+        It has no time limit of its own: whoever is in a hurry calls `abandon`.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        self.workers.hold()
+        self.connection.last()
+        try:
+            await self._drain_channel()
+        except (RpcdError, WaitTooLong) as error:
+            log.warning("the connection went away while draining: %s", error, extra=self._fields())
+            self.connection.again("draining failed")
+        self.workers.stop()
+        await self.workers.ended.wait()
+        if self._watch.running:
+            self._watch.stop()
+        await self.connection.stop()
+        self.drained.fire()
+
+    async def _drain_channel(self) -> None:
+        channel, settlement = self.settlement.channel, self.settlement
+        if channel is None:
+            return
+        settlement.ledger.drain()
+        settlement.hold()
+        await bounded(
+            channel.call("basic_cancel", consumer_tag=self._tag),
+            CANCEL_SECONDS,
+            self._reactor,
+            "cancelling the consumer",
+        )
+        settlement.release()
+        settlement.give_back(settlement.wake_sleepers())
+        if self.plan.route.key is None:
+            settlement.give_back(self.workers.take_back())
+        while self.workers.running and not settlement.ledger.closed:
+            await settlement.progress.wait()
+        settlement.give_back(self.workers.take_back())  # with a lock: only now is it known which keys were busy
+        while settlement.ledger.unsettled and not settlement.ledger.closed:
+            await settlement.progress.wait()
+        await bounded(channel.close(), CANCEL_SECONDS, self._reactor, "closing the channel")
+
+    def abandon(self) -> int:
+        """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""
+        left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
+        self.draining = True
+        self.workers.hold()
+        self.connection.again("stopped before its handlers had finished")
+        self.connection.stop()
+        return left

@@ -1,0 +1,163 @@
+"""Carrying out a topology plan; what the broker refuses becomes a sentence with the way out."""
+
+import uuid
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from rpcd.amqp.channel import Channel
+from rpcd.amqp.port import AmqpProtocol
+from rpcd.amqp.waiting import bounded
+from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, ObjectMissing, ReplyCode
+from rpcd.core.message import Outgoing
+from rpcd.core.topology import NO_DELIVERY_LIMIT, Bind, Declaration, DeclareExchange, DeclareQueue
+from rpcd.core.wire import Properties, write_properties
+
+STEP_SECONDS = 30.0
+"""How long the broker may take for one declaration; a quorum queue without a leader never answers."""
+
+_HARD_ERRORS = (
+    ReplyCode.FRAME_ERROR,
+    ReplyCode.SYNTAX_ERROR,
+    ReplyCode.COMMAND_INVALID,
+    ReplyCode.CHANNEL_ERROR,
+    ReplyCode.NOT_ALLOWED,
+    ReplyCode.NOT_IMPLEMENTED,
+)
+"""What closes the connection over a request that is wrong in itself."""
+
+
+async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
+    """Carry out a plan in its order and return the name that the broker chose last, or "".
+
+    Raises BrokerRefused for what a person must mend (403, 406) and ObjectMissing for what is not there yet (404).
+    """
+    channel = await _channel(protocol)
+    chosen = ""
+    for item in plan:
+        try:
+            if isinstance(item, DeclareQueue):
+                channel, name = await _declare_queue(protocol, channel, item)
+                chosen = name if not item.name else chosen
+            else:
+                await _one(channel, item, chosen)
+        except ChannelClosed as error:
+            raise refusal(item, error) from error
+        except ConnectionLost as error:
+            if error.code in _HARD_ERRORS:
+                raise BrokerRefused(f"{item.path}: the broker refused {_shown(item)}: {error}", ExitCode.CONFIG) from error
+            raise
+    await channel.close()
+    return chosen
+
+
+async def _channel(protocol: AmqpProtocol) -> Channel:
+    return await bounded(protocol.open_channel(), STEP_SECONDS, protocol.clock, "opening a channel")
+
+
+def _ask(channel: Channel, name: str, **arguments: Any) -> Deferred[Any]:
+    return bounded(channel.call(name, **arguments), STEP_SECONDS, channel.clock, f"the broker's answer to {name}")
+
+
+async def _one(channel: Channel, item: DeclareExchange | Bind, chosen: str) -> None:
+    if isinstance(item, Bind):
+        queue = item.queue or chosen
+        await _ask(
+            channel,
+            "queue_bind",
+            queue=queue,
+            exchange=item.exchange,
+            routing_key=item.routing_key,
+            arguments=dict(item.arguments),
+        )
+        return
+    await _ask(
+        channel,
+        "exchange_declare",
+        exchange=item.name,
+        exchange_type=item.type,
+        passive=item.passive,
+        durable=item.durable,
+        auto_delete=item.auto_delete,
+        internal=item.internal,
+        arguments=dict(item.arguments),
+    )
+
+
+async def _declare_queue(protocol: AmqpProtocol, channel: Channel, item: DeclareQueue) -> tuple[Channel, str]:
+    """Declare one queue; return the channel to go on with and the queue's name."""
+    arguments = dict(item.arguments)
+    if item.unlimited and protocol.broker_version >= (4,) and not item.passive:
+        try:
+            return channel, await _queue(channel, item, arguments | NO_DELIVERY_LIMIT)
+        except ChannelClosed as error:
+            if "x-delivery-limit" not in error.text:
+                raise
+            channel = await _channel(
+                protocol
+            )  # made before the broker was upgraded: its limit can only be lifted by a policy
+    return channel, await _queue(channel, item, arguments)
+
+
+async def _queue(channel: Channel, item: DeclareQueue, arguments: dict[str, Any]) -> str:
+    method = await _ask(
+        channel,
+        "queue_declare",
+        queue=item.name,
+        passive=item.passive,
+        durable=item.durable,
+        exclusive=item.exclusive,
+        auto_delete=item.auto_delete,
+        arguments=arguments,
+    )
+    return str(method.queue)
+
+
+def refusal(item: Declaration, error: ChannelClosed) -> Exception:
+    """Turn the broker's refusal of a declaration into the error to raise: where, its own words, the way out."""
+    said = f"{item.path}: the broker refused {_shown(item)}: {error}"
+    if error.code == ReplyCode.ACCESS_REFUSED:
+        return BrokerRefused(f"{said}; {_permission(item)}", ExitCode.NOPERM)
+    if error.code == ReplyCode.PRECONDITION_FAILED:
+        remedy = "delete it, or write the arguments that it has into the config, or set passive = true to take it as it is"
+        return BrokerRefused(f"{said}; {remedy}", ExitCode.CONFIG)
+    if error.code in (ReplyCode.NOT_FOUND, ReplyCode.RESOURCE_LOCKED):
+        return ObjectMissing(f"{said}; waiting for it")
+    return error
+
+
+def _permission(item: Declaration) -> str:
+    if isinstance(item, Bind):
+        return "a binding needs the permissions `write` on the queue and `read` on the exchange"
+    return f"grant the permission `configure` on {item.name!r}, or set passive = true and have it made by somebody who may"
+
+
+def _shown(item: Declaration) -> str:
+    if isinstance(item, Bind):
+        return f"the binding of queue {item.queue!r} to exchange {item.exchange!r} with key {item.routing_key!r}"
+    return f"{'exchange' if isinstance(item, DeclareExchange) else 'queue'} {item.name!r}"
+
+
+async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:
+    """Make sure that this user may publish to the default exchange; raise BrokerRefused with `purpose` if not.
+
+    Publishes a message that no queue takes, with a confirm, on a channel of its own: permission is only ever checked then.
+    """
+    channel = await _channel(protocol)
+    confirmed: Deferred[None] = Deferred()
+    await bounded(
+        channel.confirm(lambda *_confirm: None if confirmed.called else confirmed.callback(None), lambda *_returned: None),
+        STEP_SECONDS,
+        protocol.clock,
+        "switching confirms on",
+    )
+    channel.when_closed(lambda reason: None if confirmed.called else confirmed.errback(reason))
+    channel.publish(Outgoing("", f"rpcd.probe.{uuid.uuid4()}", b"", write_properties(Properties())))
+    try:
+        await bounded(confirmed, STEP_SECONDS, protocol.clock, "the confirm of a probe")
+    except ChannelClosed as error:
+        if error.code != ReplyCode.ACCESS_REFUSED:
+            raise
+        remedy = "grant the permission `write` on `^amq\\.default$`"
+        raise BrokerRefused(f"the broker refused to let rpcd {purpose}: {error}; {remedy}", ExitCode.NOPERM) from error
+    await channel.close()

@@ -1,0 +1,91 @@
+"""Making one connection: hosts in random order, each within a time limit, until one lets us in."""
+
+import logging
+import random
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.protocol import Factory
+
+from rpcd.amqp.port import AmqpProtocol, make_protocol
+from rpcd.amqp.tls import client_options, explain
+from rpcd.amqp.waiting import WaitTooLong, bounded
+from rpcd.core.address import Address
+from rpcd.core.errors import ConnectionLost, LoginRefused
+
+log = logging.getLogger("rpcd.connection")
+
+
+@attrs.frozen
+class Broker:
+    """What connections have in common: where to, and by which clock."""
+
+    address: Address
+    reactor: Any
+    version: str
+    """rpcd's own, for RabbitMQ's pages."""
+    login_patience: float = 60.0
+    """Seconds over which a refused login is tried again at first start."""
+
+
+class Dial:
+    """One attempt to reach the broker, over all of its hosts; reactor only, used once."""
+
+    def __init__(self, broker: Broker, name: str, title: str) -> None:
+        """Prepare an attempt; `name` is for the log, `title` is what RabbitMQ's own pages show."""
+        self._broker = broker
+        self._name = name
+        self._title = title
+        self._cancelled = False
+        self._connecting: Deferred[Any] | None = None
+        self._protocol: AmqpProtocol | None = None
+
+    def cancel(self) -> None:
+        """Give up; `connect` then fails soon."""
+        self._cancelled = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._protocol is not None and self._protocol.ready is not None:
+            self._protocol.abort(ConnectionLost("given up"))
+
+    async def connect(self) -> AmqpProtocol:
+        """Return a protocol that is ready; raise LoginRefused, or ConnectionLost with the last error of each host."""
+        hosts = list(self._broker.address.hosts)
+        random.shuffle(hosts)
+        failed = []
+        for host, port in hosts:
+            if self._cancelled:
+                break
+            try:
+                protocol = await self._try(host, port)
+            except LoginRefused:
+                raise
+            except Exception as error:  # noqa: BLE001  # refused, unknown, silent, no TLS: try the next host
+                failed.append(f"{host}:{port}: {explain(error)}")
+                continue
+            version = ".".join(map(str, protocol.broker_version)) or "of unknown version"
+            log.info("connected to %s:%s, RabbitMQ %s", host, port, version, extra={"connection": self._name})
+            return protocol
+        raise ConnectionLost("; ".join(failed) or "given up")
+
+    async def _try(self, host: str, port: int) -> AmqpProtocol:
+        broker, limit = self._broker, self._broker.address.connect_timeout
+        endpoint: Any = HostnameEndpoint(broker.reactor, host, port, timeout=limit)
+        if broker.address.tls is not None:
+            endpoint = wrapClientTLS(client_options(broker.address.tls, host), endpoint)
+        protocol = make_protocol(broker.address, self._title, broker.version, broker.reactor)
+        self._connecting = endpoint.connect(Factory.forProtocol(lambda: protocol))
+        await self._connecting
+        self._connecting, self._protocol = None, protocol
+        ready: Any = protocol.ready
+        try:
+            if ready is not None:
+                await bounded(ready, limit, broker.reactor, "the AMQP handshake")
+        except WaitTooLong:
+            protocol.abort(ConnectionLost("the AMQP handshake took too long"))
+            raise
+        except Exception:  # noqa: BLE001  # pika's own error says nothing; the protocol kept the real one
+            raise protocol.cause() from None
+        return protocol

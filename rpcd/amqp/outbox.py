@@ -1,0 +1,214 @@
+"""Confirmed publishing on one channel: what is on its way, and what to do when it is refused, returned or met by silence.
+
+Theory. Every publication has a number on its channel, counted from 1 by both sides. It ends in one of these ways:
+
+    confirmed    the broker has taken responsibility: the Deferred fires
+    returned     no queue wanted a mandatory one: Unroutable. The return comes before the confirm and names no number, so it
+                 is matched by the publication's own token
+    nacked       the broker could not take it (a full queue): tried again with growing pauses
+    silent       no confirm in `confirm_timeout`: the channel is dropped and everything on it is sent again
+    channel lost whatever was on it is sent again. If the broker closed it over one publication (404, 403, 406), that one is
+                 refused and the innocent go out again; when its words don't tell which one it was, they go one at a time
+    too late     not confirmed in `publish_timeout`: PublishTimeout
+
+A publication may therefore arrive twice; it is never silently lost.
+"""
+
+import re
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from rpcd.amqp.channel import Channel
+from rpcd.core.copies import COPY_HEADER
+from rpcd.core.errors import ChannelClosed, PublishRefused, PublishTimeout, Unroutable
+from rpcd.core.message import Outgoing
+from rpcd.core.tables import Headers
+from rpcd.core.wire import Properties
+
+MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
+"""Bytes that may be written without a confirm; pika and the transport would buffer without limit."""
+
+NACK_PAUSES = (0.1, 5.0)
+"""The first and the longest pause in seconds before a nacked publication is tried again."""
+
+_NAMED = re.compile(r"exchange '(?P<exchange>[^']*)'")
+_TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
+
+
+class Pending:
+    """One publication on its way."""
+
+    __slots__ = ("deferred", "expires", "nacks", "outgoing", "returned", "sent")
+
+    def __init__(self, outgoing: Outgoing, expires: float) -> None:
+        """Take a publication and the (monotonic) time at which it is too late."""
+        self.outgoing = outgoing
+        self.expires = expires
+        self.deferred: Deferred[None] = Deferred()
+        self.sent = 0.0
+        self.nacks = 0
+        self.returned: str | None = None
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Tell the publisher how it ended, once."""
+        if not self.deferred.called:
+            if error is None:
+                self.deferred.callback(None)
+            else:
+                self.deferred.errback(error)
+
+
+class Outbox:
+    """The publications of one confirm channel, which may be lost and replaced; reactor only."""
+
+    def __init__(self, reactor: Any, confirm_timeout: float, publish_timeout: float) -> None:
+        """Prepare an outbox without a channel; what is published waits for one."""
+        self.blocked = False
+        self._reactor = reactor
+        self._confirm_timeout = confirm_timeout
+        self._publish_timeout = publish_timeout
+        self._channel: Channel | None = None
+        self._drop: Callable[[str], None] = lambda _reason: None
+        self._next = 1
+        self._bytes = 0
+        self._flying: OrderedDict[int, Pending] = OrderedDict()
+        self._backlog: deque[Pending] = deque()
+        self._one_at_a_time = 0
+        self._blocked_since = 0.0
+
+    def __len__(self) -> int:
+        return len(self._flying) + len(self._backlog)
+
+    def publish(self, outgoing: Outgoing) -> Deferred[None]:
+        """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout."""
+        pending = Pending(outgoing, time.monotonic() + self._publish_timeout)
+        self._backlog.append(pending)
+        self._send()
+        return pending.deferred
+
+    async def attach(self, channel: Channel, drop: Callable[[str], None]) -> None:
+        """Use a fresh channel: switch confirms on and send what waits; `drop` gives the channel up."""
+        await channel.confirm(self._on_confirm, self._on_return)
+        self._channel, self._drop, self._next = channel, drop, 1
+        channel.when_closed(self._detach)
+        self._send()
+
+    def _send(self) -> None:
+        channel = self._channel
+        while self._backlog and channel is not None and channel.is_open and not self.blocked:
+            pending = self._backlog[0]
+            size = len(pending.outgoing.body) + 1024
+            if self._flying and (self._one_at_a_time or self._bytes + size > MAX_IN_FLIGHT_BYTES):
+                return
+            self._backlog.popleft()
+            if pending.deferred.called:
+                continue
+            pending.sent, pending.returned = time.monotonic(), None
+            self._flying[self._next] = pending
+            self._next += 1
+            self._bytes += size
+            channel.publish(pending.outgoing)
+
+    def _land(self, number: int) -> Pending | None:
+        pending = self._flying.pop(number, None)
+        if pending is not None:
+            self._bytes -= len(pending.outgoing.body) + 1024
+            self._one_at_a_time = max(0, self._one_at_a_time - 1)
+        return pending
+
+    def _on_confirm(self, number: int, multiple: bool, taken: bool) -> None:
+        if multiple:
+            while self._flying and (oldest := next(iter(self._flying))) <= number:
+                self._confirmed(oldest, taken)
+        else:
+            self._confirmed(number, taken)
+        self._send()
+
+    def _confirmed(self, number: int, taken: bool) -> None:
+        pending = self._land(number)
+        if pending is None:
+            return
+        if not taken:
+            self._nacked(pending)
+        elif pending.returned is not None:
+            pending.finish(Unroutable(pending.returned))
+        else:
+            pending.finish()
+
+    def _nacked(self, pending: Pending) -> None:
+        pause = min(NACK_PAUSES[1], NACK_PAUSES[0] * 2**pending.nacks)
+        pending.nacks += 1
+        if time.monotonic() + pause >= pending.expires:
+            pending.finish(
+                PublishTimeout(f"the broker refused to take it for {self._publish_timeout:g} s (is the queue full?)")
+            )
+        else:
+            self._reactor.callLater(pause, self._again, pending)
+
+    def _again(self, pending: Pending) -> None:
+        self._backlog.append(pending)
+        self._send()
+
+    def _on_return(self, code: int, text: str, exchange: str, routing_key: str, properties: Properties) -> None:
+        """Mark the publication that came back; tokens tell them apart, and the oldest comes back first."""
+        headers = properties.headers
+        token = (
+            headers.get(COPY_HEADER) if isinstance(headers, Headers) and COPY_HEADER in headers else properties.message_id
+        )
+        for pending in self._flying.values():
+            outgoing = pending.outgoing
+            same = outgoing.mandatory and outgoing.exchange == exchange and outgoing.routing_key == routing_key
+            if same and pending.returned is None and (not outgoing.token or outgoing.token == token):
+                pending.returned = f"no queue takes exchange {exchange!r}, key {routing_key!r}: {code} {text}"
+                return
+
+    def _detach(self, reason: Exception) -> None:
+        """Take everything back that was on a lost channel, and find the one that the broker closed it over."""
+        flying = list(self._flying.values())
+        self._channel, self._bytes = None, 0
+        self._flying.clear()
+        guilty: list[Pending] = []
+        if isinstance(reason, ChannelClosed) and flying:
+            guilty = culprits(reason, flying)
+            self._one_at_a_time = 0 if guilty else len(flying)
+        self._backlog.extendleft(reversed([each for each in flying if each not in guilty]))
+        for each in guilty:
+            each.finish(PublishRefused(f"the broker refused it: {reason}"))
+
+    def block(self, blocked: bool) -> None:
+        """Be told that the broker takes nothing for now, or again: publications wait, and no time limit runs meanwhile."""
+        now = time.monotonic()
+        if self.blocked and not blocked:
+            for pending in (*self._flying.values(), *self._backlog):
+                pending.expires += now - self._blocked_since
+        self._blocked_since = now
+        self.blocked = blocked
+        self._send()
+
+    def sweep(self) -> None:
+        """Give up what is too late, and a channel that keeps silent; called every second."""
+        now = time.monotonic()
+        if self.blocked:
+            return
+        for pending in [each for each in (*self._flying.values(), *self._backlog) if each.expires <= now]:
+            pending.finish(PublishTimeout(f"not confirmed within {self._publish_timeout:g} s"))
+        self._backlog = deque(each for each in self._backlog if not each.deferred.called)
+        oldest = next(iter(self._flying.values()), None)
+        if oldest is not None and now - oldest.sent > self._confirm_timeout:
+            self._drop(f"no confirm for {self._confirm_timeout:g} s")
+
+
+def culprits(reason: ChannelClosed, flying: list[Pending]) -> list[Pending]:
+    """Return the publications that the broker closed the channel over, as far as its words tell."""
+    if len(flying) == 1:
+        return flying
+    named, too_big = _NAMED.search(reason.text), _TOO_BIG.search(reason.text)
+    if named is not None:
+        return [each for each in flying if each.outgoing.exchange == named["exchange"]]
+    if too_big is not None:
+        return [each for each in flying if len(each.outgoing.body) > int(too_big["most"])]
+    return []

@@ -1,0 +1,56 @@
+"""Everything about one consumer that is decided before it connects, and the names that a person sees in RabbitMQ's pages."""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from rpcd.core import settings
+from rpcd.core.copies import Circumstances
+from rpcd.core.errors import BrokerRefused
+from rpcd.core.routes import Route
+from rpcd.core.topology import Declaration
+from rpcd.core.verdict import Halt
+
+
+@attrs.frozen
+class Plan:
+    """One consumer's plan."""
+
+    name: str
+    section: settings.Consumer
+    queue: str
+    """The queue's name in the broker; empty if the broker chooses it."""
+    title: str
+    """The queue's name, or its section's if the broker chooses it: retry and archive are named after it."""
+    declarations: list[Declaration]
+    route: Route
+    who: Circumstances
+    publish_timeout: float
+
+    @property
+    def connection_name(self) -> str:
+        """What RabbitMQ's pages show for the connection."""
+        return f"rpcd {self.name} on {socket.gethostname()} (pid {os.getpid()})"
+
+    @property
+    def consumer_tag(self) -> str:
+        """A tag that tells a person which process it is; never the same twice."""
+        return f"rpcd.{self.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(3)}"[:250]
+
+
+@attrs.frozen
+class Overseer:
+    """What a consumer tells the service that it belongs to; all on the reactor."""
+
+    refused: Callable[[BrokerRefused], None]
+    """A person has to mend something before a first start can succeed."""
+    consuming: Callable[[Any], None]
+    """This consumer consumes, for the first time or again."""
+    halted: Callable[[Any, Halt], None]
+    """A handler of this consumer ordered a halt."""
+    exhausted: Callable[[Any], None]
+    """As many threads are written off as the consumer has workers."""

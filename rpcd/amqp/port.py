@@ -1,0 +1,235 @@
+"""The only import of pika: one AMQP connection, its channels, and the real cause of its end.
+
+pika keeps what it is good at: the handshake, heartbeats, the state of channels. Its own Deferreds are not used beyond
+`ready`, for cancelling one of the others can hang a connection for good; channels are wrapped by callbacks instead. rpcd
+reaches into pika at the places that `PRIVATE` lists; they are checked at start, not found missing in the night.
+"""
+
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pika.credentials
+import pika.exceptions
+import pika.frame
+from pika.adapters.twisted_connection import TwistedProtocolConnection
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from rpcd.amqp.channel import Channel, Ended
+from rpcd.core.address import Address
+from rpcd.core.errors import ChannelClosed, ConnectionLost, ExitCode, LoginRefused, ReplyCode
+from rpcd.core.wire import read_properties
+
+PRIVATE = ("_terminate_stream", "_read_frame", "_frame_buffer", "_channels", "params", "server_properties")
+"""Attributes of pika's connection that are not its public interface and that rpcd needs."""
+
+ABORT_AFTER = 2.0
+"""Seconds after which a connection that should have ended is cut: a dead peer never answers a polite close."""
+
+BLOCKED_TIMEOUT = 300.0
+"""Seconds that the broker may keep a connection blocked (an alarm) before it is made anew."""
+
+_FRAME = struct.Struct(">BHI")
+_CONTENT = struct.Struct(">HHQ")
+_HEADER_FRAME = 2
+
+
+class AmqpProtocol(TwistedProtocolConnection):
+    """One connection; reactor only. Await `ready` under a time limit, then use `open_channel`."""
+
+    def __init__(self, parameters: Any, reactor: Any) -> None:
+        """Make a protocol for one connection; it is never used twice."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # pika 2 drops the adapter; our lower and upper bounds know
+            super().__init__(parameters, custom_reactor=reactor)
+        self.clock: Any = reactor
+        self.reason: Exception | None = None
+        self.is_lost = False
+        self.blocked: str | None = None
+        self._ended: list[Ended] = []
+        impl: Any = self._impl
+        missing = [name for name in PRIVATE if not hasattr(impl, name)]
+        if missing:
+            raise RuntimeError(f"pika {pika.__version__} lacks {', '.join(missing)}: use a version that rpcd is tested with")
+        self._end_stream: Callable[[Exception | None], None] = impl._terminate_stream  # noqa: SLF001
+        impl._terminate_stream = self._terminate_stream  # noqa: SLF001
+        impl._read_frame = self._read_frame  # noqa: SLF001
+        impl.add_on_connection_blocked_callback(self._on_blocked)
+        impl.add_on_connection_unblocked_callback(self._on_unblocked)
+
+    @property
+    def broker_version(self) -> tuple[int, ...]:
+        """The broker's version as numbers; empty when it does not say."""
+        properties = self._impl.server_properties or {}
+        parts = str(properties.get("version", "")).split(".")
+        return tuple(int(part) for part in parts[:3] if part.isdigit())
+
+    def open_channel(self) -> Deferred[Channel]:
+        """Open a channel; fails with the connection's end."""
+        opened: Deferred[Channel] = Deferred()
+        impl: Any = self._impl
+
+        def wrap(inner: Any) -> None:
+            transport: Any = self.transport
+            if not opened.called:
+                opened.callback(Channel(inner, transport.write, impl.params.frame_max, translate, self.clock))
+
+        try:
+            inner = impl.channel(on_open_callback=wrap)
+        except Exception as error:  # noqa: BLE001  # closed or closing: the caller learns why
+            opened.errback(self.reason or translate(error))
+            return opened
+        inner.add_on_close_callback(lambda _inner, reason: None if opened.called else opened.errback(translate(reason)))
+        return opened
+
+    def when_lost(self, ended: Ended) -> None:
+        """Call `ended` with the real cause when the connection is gone; at once if it is."""
+        if self.is_lost:
+            ended(self.cause())
+        else:
+            self._ended.append(ended)
+
+    def cause(self) -> Exception:
+        """Return why the connection ended, or could not be made."""
+        return translate(self.reason) if self.reason is not None else ConnectionLost("the connection was closed")
+
+    def abort(self, reason: Exception) -> None:
+        """Cut the connection now, without asking the broker; unsettled deliveries go back to their queues."""
+        if self.reason is None:
+            self.reason = reason
+        transport: Any = self.transport
+        if transport is not None and not self.is_lost:
+            transport.abortConnection()
+
+    def leave(self) -> Deferred[None]:
+        """Close the connection politely and cut it when that takes longer than `ABORT_AFTER`; never fails."""
+        done: Deferred[None] = Deferred()
+        self.when_lost(lambda _reason: None if done.called else done.callback(None))
+        if not self.is_lost:
+            late = self.clock.callLater(ABORT_AFTER, self.abort, ConnectionLost("closing took too long"))
+            self.when_lost(lambda _reason: late.cancel() if late.active() else None)
+            impl: Any = self._impl
+            if impl.is_open:
+                impl.close()
+            elif not impl.is_closing:
+                self.abort(ConnectionLost("given up before it was ready"))
+        return done
+
+    # What pika calls ------------------------------------------------------------------------------
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionLost("closed"))) -> None:  # noqa: B008, N802
+        """Note the cause, let pika end its channels, then tell everyone who asked."""
+        if self.reason is None and isinstance(reason.value, Exception):
+            self.reason = reason.value
+        super().connectionLost(reason)
+        self.is_lost = True
+        ended, self._ended = self._ended, []
+        for each in ended:
+            each(self.cause())
+
+    def _terminate_stream(self, error: Exception | None) -> None:
+        """Keep the reason why pika ends the stream, and cut what does not end by itself."""
+        if error is not None and self.reason is None:
+            self.reason = error
+        self._end_stream(error)
+        self.clock.callLater(ABORT_AFTER, self._cut)
+
+    def _cut(self) -> None:
+        transport: Any = self.transport
+        if not self.is_lost and transport is not None:
+            transport.abortConnection()
+
+    def _on_connection_failed(self, connection: Any, error: Exception | None = None) -> None:
+        self.reason = self.reason or error
+        super()._on_connection_failed(connection, error)
+
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self.blocked = str(frame.method.reason)
+        self.on_blocked(self.blocked)
+
+    def _on_unblocked(self, _connection: Any, _frame: Any) -> None:
+        self.blocked = None
+        self.on_blocked(None)
+
+    def on_blocked(self, reason: str | None) -> None:
+        """Be told that the broker blocks this connection (an alarm) or, with None, that it goes on; to be replaced."""
+
+    def _read_frame(self) -> tuple[int, Any]:
+        """Decode one frame from pika's buffer; content headers by our own tolerant reader."""
+        buffer: bytes = self._impl._frame_buffer  # noqa: SLF001
+        if len(buffer) < _FRAME.size or buffer[0] != _HEADER_FRAME:
+            return pika.frame.decode_frame(buffer)  # type: ignore[no-any-return]
+        _, channel, size = _FRAME.unpack_from(buffer)
+        end = _FRAME.size + size + 1
+        if len(buffer) < end:
+            return 0, None
+        _, _, body_size = _CONTENT.unpack_from(buffer, _FRAME.size)
+        properties: Any = read_properties(buffer, _FRAME.size + _CONTENT.size)
+        return end, pika.frame.Header(channel, body_size, properties)
+
+
+def make_protocol(address: Address, name: str, version: str, reactor: Any) -> AmqpProtocol:
+    """Make the protocol for one connection; `name` is what RabbitMQ's own pages show."""
+    credentials: Any
+    if address.external:
+        credentials = pika.credentials.ExternalCredentials()
+    else:
+        credentials = pika.PlainCredentials(address.username, address.password)
+    parameters = pika.ConnectionParameters(
+        virtual_host=address.virtual_host,
+        credentials=credentials,
+        heartbeat=address.heartbeat,
+        blocked_connection_timeout=BLOCKED_TIMEOUT,
+        client_properties={
+            "product": "rpcd",
+            "version": version,
+            "platform": f"Python {sys.version.split()[0]}",
+            "connection_name": name,
+        },
+    )
+    return AmqpProtocol(parameters, reactor)
+
+
+def translate(error: BaseException) -> Exception:
+    """Turn a reason of pika, Twisted or TLS into one of rpcd's errors, keeping the broker's own words."""
+    if isinstance(error, ChannelClosed | ConnectionLost | LoginRefused):
+        return error
+    for kind, turn in _TRANSLATIONS:
+        if isinstance(error, kind):
+            return turn(error)
+    return ConnectionLost(_words(error))
+
+
+def _closed_by_broker(error: Any) -> Exception:
+    if error.reply_code in (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_ALLOWED):
+        return LoginRefused(f"the broker refused the login: {error.reply_code} {error.reply_text}", ExitCode.NOPERM)
+    return ConnectionLost(f"the broker closed the connection: {error.reply_code} {error.reply_text}", error.reply_code)
+
+
+def _login(error: BaseException) -> Exception:
+    return LoginRefused(f"the broker refused the login: {_words(error)}", ExitCode.NOPERM)
+
+
+_TRANSLATIONS: tuple[tuple[Any, Callable[[Any], Exception]], ...] = (
+    (pika.exceptions.ChannelClosedByBroker, lambda error: ChannelClosed(error.reply_code, error.reply_text)),
+    (pika.exceptions.ConnectionClosedByBroker, _closed_by_broker),
+    (pika.exceptions.ChannelClosed, lambda _error: ConnectionLost("closed by rpcd")),
+    (pika.exceptions.ConnectionClosed, lambda _error: ConnectionLost("closed by rpcd")),
+    (pika.exceptions.AuthenticationError, _login),
+    (pika.exceptions.ProbableAuthenticationError, _login),
+    (pika.exceptions.AMQPHeartbeatTimeout, lambda _error: ConnectionLost("the broker's heartbeats stopped")),
+    (
+        pika.exceptions.ConnectionBlockedTimeout,
+        lambda _error: ConnectionLost(f"the broker blocked the connection for {BLOCKED_TIMEOUT:.0f} s"),
+    ),
+)
+"""The first that fits; subclasses before their bases."""
+
+
+def _words(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

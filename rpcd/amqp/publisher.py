@@ -1,0 +1,119 @@
+"""The publishing connection: what must be confirmed goes through here, on two channels.
+
+One channel carries copies (retry, archive), the other what handlers publish and replies that are to be confirmed, so that a
+user's mistake, which closes a channel, never stops a copy. Each channel is replaced by itself; only silence and the loss of
+the connection concern both.
+"""
+
+import logging
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from rpcd.amqp.connection import Connection
+from rpcd.amqp.declare import carry_out, probe_default_exchange
+from rpcd.amqp.dial import Broker
+from rpcd.amqp.outbox import Outbox
+from rpcd.amqp.port import AmqpProtocol
+from rpcd.amqp.waiting import Once, bounded
+from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost
+from rpcd.core.message import Outgoing
+from rpcd.core.topology import Declaration
+
+SWEEP_SECONDS = 1.0
+CHANNEL_SECONDS = 30.0
+"""How long the broker may take to open a channel."""
+
+log = logging.getLogger("rpcd.publisher")
+
+
+class Publisher:
+    """Publishes with confirms; reactor only."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        plan: list[Declaration],
+        confirm_timeout: float,
+        publish_timeout: float,
+        refused: Callable[[BrokerRefused], None],
+        title: str,
+    ) -> None:
+        """Prepare the publishing connection; `plan` is what nobody else declares."""
+        self.copies = Outbox(broker.reactor, confirm_timeout, publish_timeout)
+        self.publications = Outbox(broker.reactor, confirm_timeout, publish_timeout)
+        self.ready = Once()
+        self.connection = Connection("publisher", title, broker, self._serve, refused)
+        self._plan = plan
+        self._reactor = broker.reactor
+        self._sweeping = LoopingCall(self._sweep)
+        self._sweeping.clock = broker.reactor
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has blocked the connection (an alarm)."""
+        return self.copies.blocked
+
+    def start(self) -> None:
+        """Begin to connect; publications wait until it is possible."""
+        self._sweeping.start(SWEEP_SECONDS, now=False)
+        self.connection.start()
+
+    def stop(self) -> Deferred[None]:
+        """Close the connection; publications that are still on their way are not waited for."""
+        if self._sweeping.running:
+            self._sweeping.stop()
+        return self.connection.stop()
+
+    def copy(self, outgoing: Outgoing) -> Deferred[None]:
+        """Publish a copy; see `Outbox.publish`."""
+        return self.copies.publish(outgoing)
+
+    def publish(self, outgoing: Outgoing) -> Deferred[None]:
+        """Publish what a handler or a user wants published; see `Outbox.publish`."""
+        return self.publications.publish(outgoing)
+
+    def _sweep(self) -> None:
+        self.copies.sweep()
+        self.publications.sweep()
+
+    async def _serve(self, protocol: AmqpProtocol) -> None:
+        ended = Once()
+        protocol.when_lost(ended.fail)
+        self._on_blocked(None)
+        protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
+        await carry_out(protocol, self._plan)
+        await probe_default_exchange(protocol, "publish copies to the retry and archive queues")
+        await self._open(protocol, self.copies, ended)
+        await self._open(protocol, self.publications, ended)
+        self.connection.serving()
+        self.ready.fire()
+        await ended.wait()
+
+    async def _open(self, protocol: AmqpProtocol, outbox: Outbox, ended: Once) -> None:
+        """Give an outbox a channel, and another one whenever the broker closes it over a publication."""
+        channel = await bounded(protocol.open_channel(), CHANNEL_SECONDS, self._reactor, "opening a channel")
+
+        def failed(failure: Failure) -> None:
+            ended.fail(failure.value or ConnectionLost("a channel could not be opened"))
+
+        def closed(reason: Exception) -> None:
+            if isinstance(reason, ChannelClosed) and not protocol.is_lost:
+                log.warning("the broker closed a publishing channel: %s", reason)
+                Deferred.fromCoroutine(self._open(protocol, outbox, ended)).addErrback(failed)
+
+        await bounded(
+            Deferred.fromCoroutine(outbox.attach(channel, self.connection.again)),
+            CHANNEL_SECONDS,
+            self._reactor,
+            "switching confirms on",
+        )
+        channel.when_closed(closed)
+
+    def _on_blocked(self, reason: str | None) -> None:
+        if (reason is not None) != self.copies.blocked:
+            log.warning("the broker %s", "takes publications again" if reason is None else f"blocks publishing: {reason}")
+        for outbox in (self.copies, self.publications):
+            outbox.block(reason is not None)

@@ -1,0 +1,279 @@
+"""Stop 7: carrying out outcomes on the channel of their deliveries, and what becomes of them when that channel is gone.
+
+Replies are written first, then acks, on one channel, which the broker reads in that order. What an outcome publishes
+otherwise is confirmed before. A job whose ledger is closed is an orphan: nothing can be settled for it; its outcome is kept
+for the redelivery that is to come, or handed to the one that has already.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from rpcd.amqp.channel import Channel
+from rpcd.amqp.outcomes import OutcomePublisher, fields, report
+from rpcd.amqp.waiting import Once
+from rpcd.core.errors import ConnectionLost, ReplyCode
+from rpcd.core.ledger import Ledger
+from rpcd.core.pipeline import Job
+from rpcd.core.redelivery import Redeliveries, done
+from rpcd.core.stats import Stats
+from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict
+
+REMEMBERED_REPLIES = 1000
+
+log = logging.getLogger("rpcd.consumer")
+
+
+class Settlement:
+    """The settling of one consumer, over all its connections; reactor only."""
+
+    def __init__(
+        self,
+        outcomes: OutcomePublisher,
+        stats: Stats,
+        submit: Callable[[Job], None],
+        halted: Callable[[Halt], None],
+        reactor: Any,
+    ) -> None:
+        """Take what publishes outcomes, what runs a job (again), and what is told of a halt."""
+        self.ledger = Ledger()
+        self.ledger.close()
+        self.channel: Channel | None = None
+        self.progress = Once()
+        """Happens at the next settlement or loss of the channel, and is replaced by a fresh one each time."""
+        self._outcomes = outcomes
+        self._stats = stats
+        self._submit = submit
+        self._halted = halted
+        self._reactor = reactor
+        self._held: list[tuple[Job, Outcome]] | None = None
+        self._settling: set[Job] = set()
+        self._sleeping: dict[Job, Any] = {}
+        self._redeliveries = Redeliveries()
+        self._direct_replies: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED_REPLIES)
+        self._suspects: set[tuple[Any, ...]] = set()
+
+    # The channel comes and goes -------------------------------------------------------------------
+
+    def attach(self, channel: Channel) -> Ledger:
+        """Settle on a fresh channel from now on; return its ledger."""
+        self.channel, self.ledger = channel, Ledger()
+        return self.ledger
+
+    def detach(self, reason: Exception, running: list[Job], unstarted: list[Job]) -> None:
+        """Close the ledger and keep what must be known when the broker delivers the same messages again."""
+        if self.ledger.closed:
+            return
+        self.ledger.close()
+        self.channel = None
+        held, self._held = self._held or [], None
+        alive = {*running, *self._settling, *(job for job, _ in held)}
+        self._redeliveries.connection_lost(alive, [*unstarted, *self.wake_sleepers()], time.monotonic())
+        for job, outcome in held:
+            self._orphaned(job, _left(outcome))
+        if isinstance(reason, ConnectionLost) and reason.code == ReplyCode.INTERNAL_ERROR:
+            self._suspects = set(self._direct_replies)
+        self._direct_replies.clear()
+        self._note_progress()
+
+    def hold(self) -> None:
+        """Write no settlement until `release`: an early ack would free credit and let new deliveries overtake."""
+        if self._held is None:
+            self._held = []
+
+    def release(self) -> None:
+        """Write the settlements that were held."""
+        held, self._held = self._held or [], None
+        for job, outcome in held:
+            self._conclude(job, outcome)
+
+    # Redeliveries ---------------------------------------------------------------------------------
+
+    def is_known(self, job: Job) -> bool:
+        """Join a redelivered job to its first run, or give it the outcome that is already known; False if it must run."""
+        self._stats.redelivered += 1
+        if self._suspects and _identity(job) in self._suspects:
+            self._suspects.discard(_identity(job))
+            self.claim(
+                job,
+                Outcome(
+                    Verdict.ARCHIVE,
+                    "its direct reply-to token makes the broker end the connection",
+                    level=logging.ERROR,
+                ),
+            )
+            return True
+        known = self._redeliveries.recognise(job.message, time.monotonic())
+        if known is None:
+            return False
+        self._stats.joined += 1
+        if known.outcome is None and known.job is not None:
+            known.job.joined = job
+        elif known.outcome is not None:
+            self._adopt(job, known.job, known.outcome)
+        return True
+
+    def _adopt(self, job: Job, first: Job | None, outcome: Outcome) -> None:
+        """Give a redelivered job the outcome of its first run, with what opening the message had found out."""
+        if first is not None:
+            ours, its = job.message, first.message
+            ours.attempt, ours.nacks, ours.deadline = its.attempt, its.nacks, its.deadline
+            ours.exchange, ours.routing_key = its.exchange, its.routing_key
+        self.claim(job, outcome)
+
+    def _orphaned(self, job: Job, outcome: Outcome) -> None:
+        """Keep the outcome of a job whose channel is gone: for the job that was joined to it, or for the one to come."""
+        self._stats.stale_settlements += 1
+        log.info(
+            "settled too late, its connection had gone; the broker delivers it again",
+            extra=fields(job.message, outcome),
+        )
+        job.done()
+        if outcome.halt is not None:
+            self._halted(outcome.halt)
+        twin, job.joined = job.joined, None
+        if twin is None:
+            self._redeliveries.finished(job, outcome, time.monotonic())
+        elif outcome.verdict is Verdict.RETRY and self._outcomes.in_process:
+            self._submit(twin)
+        else:
+            self._adopt(twin, job, outcome)
+
+    # Outcomes -------------------------------------------------------------------------------------
+
+    def finished(self, jobs: list[Job]) -> None:
+        """Settle a batch: what has nothing to wait for at once, the rest each in its own time."""
+        channel, ledger, acked = self.channel, self.ledger, []
+        direct = channel is not None and self._held is None
+        for job in jobs:
+            outcome = job.outcome
+            if outcome is None or job.claimed:
+                continue  # settled as overdue; see `late_halt`
+            if direct and job.ledger is ledger and (outcome is ACKED or self._is_plain(outcome)):
+                job.claimed = True
+                if outcome.reply is not None:
+                    self._write_reply(channel, job, outcome)  # type: ignore[arg-type]
+                self._redeliveries.settled(job, outcome.reply)
+                acked.append(job.tag)
+            else:
+                self.claim(job, outcome)
+        if acked and channel is not None:
+            channel.ack(ledger.ack(acked))
+            self._stats.acked += len(acked)
+            self._note_progress()
+
+    def _is_plain(self, outcome: Outcome) -> bool:
+        """Tell whether an outcome is a return with a reply on the own channel, and nothing to publish or to say."""
+        reply = outcome.reply
+        return (
+            reply is not None
+            and outcome.level == logging.DEBUG
+            and outcome.publications is None
+            and self._outcomes.on_own_channel(reply)
+        )
+
+    def _write_reply(self, channel: Channel, job: Job, outcome: Outcome) -> None:
+        reply: Any = outcome.reply
+        channel.publish(reply)
+        self._stats.replied += 1
+        if not reply.mandatory:
+            self._direct_replies.append(_identity(job))
+
+    def claim(self, job: Job, outcome: Outcome) -> None:
+        """Give a job its outcome, once; publish what that says, then settle it."""
+        job.claimed = True
+        if job.ledger.closed:
+            self._orphaned(job, outcome)
+            return
+        self._settling.add(job)
+        settled = Deferred.fromCoroutine(self._settle(job, outcome))
+        settled.addErrback(
+            lambda failure: log.critical("settling failed: %s", failure.getTraceback(), extra=fields(job.message))
+        )
+
+    async def _settle(self, job: Job, outcome: Outcome) -> None:
+        left = await self._outcomes.publish(job.message, outcome)
+        self._settling.discard(job)
+        if job.ledger.closed:
+            self._orphaned(job, _left(left))
+        elif left.verdict is Verdict.RETRY and self._outcomes.in_process:
+            self._sleep(job, left)
+        elif self._held is not None:
+            self._held.append((job, left))
+            if left.halt is not None:
+                self._halted(left.halt)
+        elif left.halt is not None:
+            self._held = [(job, left)]  # until the consumer is cancelled
+            self._halted(left.halt)
+        else:
+            self._conclude(job, left)
+
+    def _conclude(self, job: Job, outcome: Outcome) -> None:
+        """Write what is left of a settled job: its reply, then its ack, nack or reject."""
+        channel = self.channel
+        if job.ledger.closed or channel is None:
+            self._orphaned(job, _left(outcome))
+            return
+        report(job.message, outcome)
+        if outcome.reply is not None:
+            self._write_reply(channel, job, outcome)
+        if outcome.verdict in (Verdict.REQUEUE, Verdict.REJECT):
+            channel.nack(job.tag, outcome.verdict is Verdict.REQUEUE)
+            job.ledger.settle(job.tag)
+        else:
+            channel.ack(job.ledger.ack([job.tag]))
+            self._redeliveries.settled(job, outcome.reply)
+        self._stats.count(outcome)
+        job.done()
+        self._note_progress()
+
+    def give_back(self, jobs: list[Job]) -> None:
+        """Requeue jobs that never started, one by one, in the order in which they came."""
+        channel = self.channel
+        for job in sorted(jobs, key=lambda each: each.tag):
+            if channel is not None and not job.ledger.closed:
+                channel.nack(job.tag, True)
+                job.ledger.settle(job.tag)
+                self._stats.requeued += 1
+        self._note_progress()
+
+    # Attempts in the process ----------------------------------------------------------------------
+
+    def _sleep(self, job: Job, outcome: Outcome) -> None:
+        """Keep a job in the process until its next attempt, for its queue would not be there to come back to."""
+        report(job.message, outcome)
+        self._stats.retried += 1
+
+        def again() -> None:
+            del self._sleeping[job]
+            job.claimed, job.outcome, job.entered = False, None, False
+            job.message.attempt, job.message.nacks, job.message.published = outcome.count + 1, outcome.nacks, []
+            self._submit(job)
+
+        self._sleeping[job] = self._reactor.callLater(outcome.step / 1000, again)
+        job.done()
+
+    def wake_sleepers(self) -> list[Job]:
+        """Take back the jobs that wait in the process for another attempt."""
+        sleeping, self._sleeping = self._sleeping, {}
+        for timer in sleeping.values():
+            timer.cancel()
+        return list(sleeping)
+
+    def _note_progress(self) -> None:
+        progress, self.progress = self.progress, Once()
+        progress.fire()
+
+
+def _left(outcome: Outcome) -> Outcome:
+    """Return what is left to do for an outcome whose publications are safe but which could not be settled."""
+    return outcome if outcome.verdict in (Verdict.REQUEUE, Verdict.REJECT) else done(outcome.reply)
+
+
+def _identity(job: Job) -> tuple[Any, ...]:
+    properties = job.message.properties
+    return properties.reply_to, properties.correlation_id, properties.message_id

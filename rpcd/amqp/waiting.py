@@ -1,0 +1,97 @@
+"""Waiting with an upper bound: every wait of the daemon has one."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+ResultT = TypeVar("ResultT")
+
+
+class WaitTooLong(TimeoutError):
+    """Something that was waited for did not happen in time."""
+
+
+class Once:
+    """Something that happens once, well or badly, and that many may wait for; reactor only."""
+
+    def __init__(self) -> None:
+        """Nothing has happened yet."""
+        self.happened = False
+        self._failure: BaseException | None = None
+        self._waiting: list[Deferred[None]] = []
+
+    def fire(self) -> None:
+        """Say that it happened; only the first word counts."""
+        self._happen(None)
+
+    def fail(self, reason: BaseException) -> None:
+        """Say that it went wrong; only the first word counts."""
+        self._happen(reason)
+
+    def _happen(self, failure: BaseException | None) -> None:
+        if self.happened:
+            return
+        self.happened, self._failure = True, failure
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            self._tell(each)
+
+    def _tell(self, waiting: Deferred[None]) -> None:
+        if waiting.called:
+            return
+        if self._failure is None:
+            waiting.callback(None)
+        else:
+            waiting.errback(self._failure)
+
+    def wait(self) -> Deferred[None]:
+        """Return a Deferred of its own for every caller."""
+        waiting: Deferred[None] = Deferred()
+        if self.happened:
+            self._tell(waiting)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+
+def unless(ended: Once, inner: Deferred[ResultT]) -> Deferred[ResultT]:
+    """Return a Deferred that fires as `inner` does, or fails as soon as `ended` has gone wrong."""
+    outer: Deferred[ResultT] = Deferred()
+
+    def fired(result: ResultT | Failure) -> None:
+        if not outer.called:
+            outer.callback(result)  # a Failure takes the errback path
+
+    inner.addBoth(fired)
+    ended.wait().addErrback(fired)
+    return outer
+
+
+def bounded(
+    inner: Deferred[ResultT], seconds: float, clock: Any, what: str, late: Callable[[], object] | None = None
+) -> Deferred[ResultT]:
+    """Return a Deferred that fires as `inner` does, or fails with WaitTooLong after `seconds`.
+
+    `inner` itself is never cancelled: it may belong to somebody who could not stand that. `late` is called at the end of
+    the time, before the failure.
+    """
+    outer: Deferred[ResultT] = Deferred()
+
+    def give_up() -> None:
+        if late is not None:
+            late()
+        if not outer.called:
+            outer.errback(WaitTooLong(f"{what} took longer than {seconds:g} s"))
+
+    timer = clock.callLater(seconds, give_up)
+
+    def fired(result: ResultT | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        if not outer.called:
+            outer.callback(result)  # a Failure takes the errback path
+
+    inner.addBoth(fired)
+    return outer

@@ -1,0 +1,74 @@
+"""One thread of a consumer, and the handler that it has: made, shut down, replaced."""
+
+import logging
+import threading
+from typing import Any
+
+from twisted.python.threadpool import ThreadPool
+
+from rpcd.core.handler import Handler
+from rpcd.core.pipeline import Job
+from rpcd.core.routes import Route
+
+MAKE_SECONDS = (0.5, 30.0)
+"""The first and the longest pause between attempts to make an instance whose constructor fails."""
+
+log = logging.getLogger("rpcd.workers")
+
+
+class DaemonPool(ThreadPool):
+    """Twisted's thread pool with threads that can't keep the process alive when a handler never returns."""
+
+    @staticmethod
+    def threadFactory(*args: Any, **named: Any) -> threading.Thread:  # type: ignore[override]  # noqa: N802
+        """Make one thread; Twisted's own name for the hook."""
+        return threading.Thread(*args, daemon=True, **named)
+
+
+class Worker:
+    """One thread of a consumer: what it handles right now, and whether it is written off."""
+
+    __slots__ = ("_route", "_stopping", "bare", "handler", "job", "lock", "lost", "since", "thread")
+
+    def __init__(self, route: Route, stopping: threading.Event) -> None:
+        """Make a worker that has no thread yet; `stopping` ends its attempts to make an instance."""
+        self._route = route
+        self._stopping = stopping
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.job: Job | None = None
+        self.since = 0.0
+        self.lost = False
+        self.thread = 0
+        self.handler: Handler | None = None
+        self.bare: Any = None
+
+    def equip(self) -> bool:
+        """Make the handler, however often it takes; return False if it is time to end before that."""
+        pause, longest = MAKE_SECONDS
+        while not self._stopping.is_set():
+            try:
+                self.handler, self.bare = self._route.make_handler()
+            except BaseException:  # the user's constructor; a database may come back
+                log.exception(
+                    "%s can't be made; next try in %g s",
+                    self._route.target.path,
+                    pause,
+                    extra={"consumer": self._route.consumer},
+                )
+                self._stopping.wait(pause)
+                pause = min(2 * pause, longest)
+            else:
+                return True
+        return False
+
+    def shut_down(self, error: BaseException | None) -> None:
+        """Shut the instance down, if it can be, with what it failed by."""
+        shutdown, bare = self._route.target.shutdown, self.bare
+        self.bare = None
+        if shutdown is None or bare is None:
+            return
+        try:
+            shutdown(bare, error)
+        except BaseException:  # the user's code; its worker goes on
+            log.exception("%s.shutdown failed", self._route.target.path, extra={"consumer": self._route.consumer})

@@ -1,0 +1,299 @@
+"""The threads of one consumer: one queue in, one deque out, one wake-up a batch.
+
+Theory. A hop between threads by `deferToThread` costs 44-70 us a message. Here each worker is a long-lived loop, started
+once by `deferToThreadPool`. Jobs reach the loops through a deque and a stack of parked workers, each asleep on a lock of its
+own; results go back through one deque with one `callFromThread` for all that are there. The order of these steps is what
+keeps a wake-up from being lost:
+
+- The reactor appends a job, *then* looks for a parked worker, unless a woken one is under way already.
+- A worker that found nothing parks itself, *then* looks again before it sleeps.
+- A woken worker says that it is no longer under way *before* it takes, and wakes one more if it leaves jobs behind.
+- A result is appended, *then* the flag is tested; `_drain` clears the flag *before* it empties the deque.
+
+With a lock in the config a worker takes a job, opens it and enters its lane under one mutex, which keeps the order of each
+key; without one, opening is unguarded. `hold` makes all workers stop taking; what runs goes on.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from rpcd.amqp.waiting import Once
+from rpcd.amqp.worker import Worker
+from rpcd.core.errors import TimeLimitPassed
+from rpcd.core.lanes import Lanes
+from rpcd.core.outcome import rule_for
+from rpcd.core.pipeline import Job, opened, run
+from rpcd.core.routes import Route
+
+SETTLE_SECONDS = 180.0
+"""How long a failed instance waits for its message to be settled before it is shut down all the same."""
+
+log = logging.getLogger("rpcd.workers")
+
+Finished = Callable[[list[Job]], None]
+
+
+class Workers:
+    """The workers of one consumer. `submit`, `hold`, `take_back`, `overdue` and `stop` belong to the reactor."""
+
+    def __init__(self, route: Route, count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
+        """Prepare workers; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
+        self.route = route
+        self.count = count
+        self.workers: list[Worker] = []
+        self.held = False
+        self.ready = Once()
+        self._pool = pool
+        self._reactor = reactor
+        self._on_finished = finished
+        self._jobs: deque[Job] = deque()
+        self._parked: list[Worker] = []
+        self._waking = False
+        self._results: deque[Job] = deque()
+        self._scheduled = False
+        self._stopping = threading.Event()
+        self._mutex = threading.Lock()
+        self._lanes: Lanes[Job] = Lanes()
+        self.ended = Once()
+        self._take = self._take_any if route.key is None else self._take_in_lane
+
+    # On the reactor -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all workers; `ready` happens when the first of them has its handler."""
+        for _ in range(self.count):
+            self._start_one()
+
+    def _start_one(self) -> None:
+        worker = Worker(self.route, self._stopping)
+        self.workers.append(worker)
+        self._pool.adjustPoolsize(maxthreads=self._pool.max + 1)
+        deferToThreadPool(self._reactor, self._pool, self._loop, worker).addErrback(self._broken, worker)
+
+    def _broken(self, failure: Failure, worker: Worker) -> None:
+        """Replace a loop that was ended by an exception of rpcd itself."""
+        log.critical("a worker of %s ended: %s", self.route.consumer, failure.getTraceback())
+        self._has_ended(worker)
+        if not self._stopping.is_set():
+            self._start_one()
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to the next free worker."""
+        self._jobs.append(job)
+        if self._parked and not self._waking:
+            self._wake()
+
+    def _wake(self) -> None:
+        try:
+            worker = self._parked.pop()
+        except IndexError:
+            return
+        self._waking = True
+        worker.lock.release()
+
+    def nudge(self) -> None:
+        """Wake a worker if there is work and one sleeps; the supervisor's second look."""
+        if self._jobs and self._parked and not self.held:
+            self._wake()
+
+    def hold(self) -> None:
+        """Start no further job; running ones go on."""
+        self.held = True
+
+    def resume(self) -> None:
+        """Start jobs again."""
+        self.held = False
+        for _ in range(len(self._parked)):
+            self._wake()
+
+    def take_back(self) -> list[Job]:
+        """Take out every job that has not started, in the order in which they came; running lanes go on."""
+        with self._mutex:
+            found = self._lanes.clear()
+            while self._jobs:
+                try:
+                    job = self._jobs.popleft()
+                except IndexError:
+                    break
+                if job.entered:
+                    self._lanes.leave(job.key)
+                found.append(job)
+        return sorted(found, key=lambda job: job.tag)
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs whose handlers run right now; those that are written off are done with."""
+        return [job for worker in self.workers if (job := worker.job) is not None and not worker.lost]
+
+    @property
+    def lost(self) -> int:
+        """How many written-off threads are still busy with what they were written off for."""
+        return sum(1 for worker in self.workers if worker.lost)
+
+    def overdue(self, limit: float) -> Iterator[Job]:
+        """Write off every worker that has been busy for longer than `limit` seconds, replace it, and yield its job."""
+        now = time.monotonic()
+        for worker in list(self.workers):
+            job, since = worker.job, worker.since
+            if job is not None and not worker.lost and now - since > limit and worker.job is job:
+                worker.lost = True
+                self._start_one()
+                yield job
+
+    def flush(self) -> None:
+        """Take in all results that are there, without waiting for the wake-up that is under way."""
+        self._drain()
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        results, batch = self._results, []
+        while results:
+            batch.append(results.popleft())
+        if batch:
+            self._on_finished(batch)
+
+    def stop(self) -> None:
+        """Let every loop end once it is idle; instances are shut down in their threads.
+
+        `ended` happens when all threads have, those left out that are written off.
+        """
+        self._stopping.set()
+        for _ in range(len(self._parked)):
+            self._wake()
+        self._has_ended(None)
+
+    def of_this_thread(self) -> Worker | None:
+        """Return the worker whose thread is calling; worker threads."""
+        me = threading.get_ident()
+        return next((worker for worker in self.workers if worker.thread == me), None)
+
+    # In the worker threads ------------------------------------------------------------------------
+
+    def _loop(self, worker: Worker) -> None:
+        worker.thread = threading.get_ident()
+        if worker.equip():
+            self._reactor.callFromThread(self.ready.fire)
+            self._work(worker)
+            worker.shut_down(TimeLimitPassed() if worker.lost else None)
+        self._reactor.callFromThread(self._has_ended, worker)
+
+    def _has_ended(self, worker: Worker | None) -> None:
+        if worker in self.workers:
+            self.workers.remove(worker)
+        if self._stopping.is_set() and all(each.lost for each in self.workers):
+            self.ended.fire()
+
+    def _work(self, worker: Worker) -> None:
+        while not worker.lost and worker.handler is not None:
+            job = None if self.held else self._take()
+            if job is None:
+                if not self._park(worker):
+                    return
+                continue
+            if self._jobs and self._parked and not self._waking:
+                self._wake()
+            while job is not None:
+                job = self._handle(worker, job)
+        if self._jobs and self._parked and not self.held:
+            self._wake()  # written off: a wake-up meant for this worker must not be lost with it
+
+    def _park(self, worker: Worker) -> bool:
+        """Sleep until there may be work; return False when it is time to end."""
+        self._parked.append(worker)
+        if self._stopping.is_set() or (self._jobs and not self.held):
+            try:
+                self._parked.remove(worker)
+            except ValueError:  # woken in the meantime: take the wake-up, or it would fall to the next sleep
+                worker.lock.acquire()
+                self._waking = False
+            return bool(self._jobs and not self.held) or not self._stopping.is_set()
+        worker.lock.acquire()
+        self._waking = False
+        return True
+
+    def _take_any(self) -> Job | None:
+        try:
+            job = self._jobs.popleft()
+        except IndexError:
+            return None
+        return job
+
+    def _take_in_lane(self) -> Job | None:
+        """Take, open and enter the lane under one mutex, so that the order of each key is kept."""
+        with self._mutex:
+            while self._jobs:
+                job = self._jobs.popleft()
+                if job.entered or not opened(job):
+                    return job
+                if self._lanes.enter(job.key, job):
+                    job.entered = True
+                    return job
+        return None
+
+    def _handle(self, worker: Worker, job: Job) -> Job | None:
+        """Carry one job to its outcome and return the next one of its lane, if it has one."""
+        worker.since = time.monotonic()
+        worker.job = job
+        error = None
+        if job.outcome is None and (job.entered or opened(job)):
+            error = run(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
+        if worker.lost:  # settled as overdue: its outcome counts for nothing, its lane is free only now
+            worker.job = None
+            self._pass_on(job)
+            return None
+        outcome = job.outcome
+        if outcome is not None and outcome.halt is not None:
+            self.held = True
+        worker.job = None
+        if error is not None and self.route.target.shutdown is not None and _unexpected(error):
+            self._pass_on(job)
+            self._replace(worker, job, error)
+            return None
+        following = self._leave_lane(job) if job.entered else None
+        self._finish(job)
+        return following
+
+    def _pass_on(self, job: Job) -> None:
+        """Leave a job's lane and let another worker take what waits in it."""
+        following = self._leave_lane(job) if job.entered else None
+        if following is not None:
+            self._jobs.appendleft(following)
+            self._wake()
+
+    def _leave_lane(self, job: Job) -> Job | None:
+        with self._mutex:
+            following = self._lanes.leave(job.key)
+            if following is not None:
+                following.entered = True
+                if self.held:
+                    self._jobs.appendleft(following)
+                    return None
+        return following
+
+    def _finish(self, job: Job) -> None:
+        self._results.append(job)
+        if not self._scheduled:
+            self._scheduled = True
+            self._reactor.callFromThread(self._drain)
+
+    def _replace(self, worker: Worker, job: Job, error: BaseException) -> None:
+        """Wait until the message is settled, shut the failed instance down, and make another."""
+        settled = threading.Event()
+        job.waiter = settled.set
+        self._finish(job)
+        settled.wait(SETTLE_SECONDS)
+        worker.shut_down(error)
+        worker.handler = None
+        worker.equip()
+
+
+def _unexpected(error: BaseException) -> bool:
+    return rule_for(type(error)).error is BaseException

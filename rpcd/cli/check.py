@@ -1,0 +1,113 @@
+"""`rpcd check`: find every mistake of a config without running it."""
+
+import os
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from rpcd.amqp.plan import Plan
+from rpcd.amqp.port import AmqpProtocol
+from rpcd.amqp.rehearsal import Finding, Rehearsal
+from rpcd.cli.broker import end, talk
+from rpcd.config import CONFIG, assemble
+from rpcd.core.address import address
+from rpcd.core.errors import BrokerRefused, ExitCode, SettingsError
+from rpcd.core.load import heartbeat
+from rpcd.core.settings import Settings
+from rpcd.core.topology import Declaration, plan_rest
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", envvar=CONFIG, help=f"The config file; {CONFIG} if not given.")
+@click.option(
+    "--broker",
+    is_flag=True,
+    help="Also try every declaration, binding and permission on the broker; nothing is left behind.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def check(config: str | None, broker: bool, as_json: bool) -> None:
+    """Check a config file and the handlers that it names, without running anything but their imports.
+
+    Every mistake is shown at once, with its place and the way out. Exit code: 0 if all is well, 78 if the config or an
+    existing queue is wrong, 77 if a permission is missing, 69 if the broker can't be reached.
+
+    Example: rpcd check --config /etc/rpcd/shop.toml --broker
+    """
+    if config is None:
+        end(f"no config file: give --config FILE, or set {CONFIG}", ExitCode.CONFIG)
+    try:
+        settings, plans = assemble(config, os.environ)
+    except SettingsError as error:
+        if as_json:
+            found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in error.problems]
+            click.echo(msgspec.json.encode({"ok": False, "problems": found}))
+            sys.exit(int(ExitCode.CONFIG))
+        end("\n".join(map(str, error.problems)), ExitCode.CONFIG)
+    findings = _rehearse(settings, plans) if broker else []
+    if as_json:
+        _print_json(findings)
+    else:
+        _print(config, plans, findings)
+    sys.exit(_code(findings))
+
+
+def _rehearse(settings: Settings, plans: list[Plan]) -> list[Finding]:
+    steps: list[Declaration] = []
+    for item in [item for plan in plans for item in plan.declarations] + plan_rest(settings):
+        if item not in steps:
+            steps.append(item)
+    replies = any(plan.section.reply != "none" for plan in plans)
+
+    async def work(protocol: AmqpProtocol) -> list[Finding]:
+        return await Rehearsal(protocol).run(steps, replies)
+
+    return talk(address(settings.broker, heartbeat(os.environ)), work)
+
+
+def _code(findings: list[Finding]) -> int:
+    codes = [
+        finding.error.exit_code if isinstance(finding.error, BrokerRefused) else ExitCode.CONFIG
+        for finding in findings
+        if finding.error
+    ]
+    return int(max(codes, default=0))
+
+
+def _print_json(findings: list[Finding]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"path": each.path, "what": each.what, "result": each.result, "error": str(each.error) if each.error else None}
+        for each in findings
+    ]
+    click.echo(msgspec.json.encode({"ok": not any(each.error for each in findings), "broker": rows}))
+
+
+def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("consumer", "queue", "handler", "workers", "prefetch", "on_error", box=None, pad_edge=False)
+    for plan in plans:
+        section = plan.section
+        table.add_row(
+            plan.name,
+            plan.queue or "(named by the broker)",
+            section.handler,
+            str(section.workers),
+            str(section.window),
+            section.on_error,
+        )
+    console.print(table)
+    if findings:
+        console.print()
+        steps = Table("broker", "result", box=None, pad_edge=False)
+        for finding in findings:
+            steps.add_row(finding.what, finding.result)
+        console.print(steps)
+    errors = [finding for finding in findings if finding.error]
+    for finding in errors:
+        click.echo(str(finding.error), err=True)
+    if not errors:
+        console.print(f"\n{config}: all is well")

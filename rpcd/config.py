@@ -1,0 +1,175 @@
+"""From the name of a config file to plans that can be run: everything that can be an operator's mistake is found here.
+
+Nothing is connected and no thread is started. Handlers are imported, which runs their modules.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rpcd.amqp.plan import Plan
+from rpcd.amqp.tls import check_files
+from rpcd.core import lint
+from rpcd.core.codec import Codec
+from rpcd.core.copies import Circumstances
+from rpcd.core.errors import Problem, SettingsError
+from rpcd.core.handler import HandlerError, Target, check_body_type, target
+from rpcd.core.load import load
+from rpcd.core.outcome import Policy
+from rpcd.core.reply import Replies
+from rpcd.core.routes import Route, lane_key
+from rpcd.core.settings import Settings
+from rpcd.core.topology import ephemeral, plan_consumer
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG = "RPCD_CONFIG"
+"""The environment variable that names the config file when the command line does not."""
+
+LONGEST_IN_PROCESS = 60.0
+"""Seconds that a message is kept in the process for another attempt when its queue dies with the connection."""
+
+
+def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
+    """Read a config file; raise SettingsError if it can't be read at all, else return settings and problems."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError([Problem(path, f"can't be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise SettingsError([Problem(path, "is not UTF-8 text")]) from None
+    try:
+        parsed = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([Problem(path, f"is not valid TOML: {error}")]) from None
+    settings, problems = load(parsed, environment, lambda name: Path(name).read_text(encoding="utf-8"))
+    problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
+    return settings, problems
+
+
+def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Plan]]:
+    """Read a config file and import its handlers; raise SettingsError with every problem that there is."""
+    settings, problems = read(path, environment)
+    for directory in reversed(settings.service.path):
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+    targets = {}
+    for name, consumer in settings.consumers.items():
+        where = f"consumers.{name}.handler"
+        if lint.dotted(consumer.handler):
+            try:
+                targets[name] = checked_target(consumer.handler)
+            except HandlerError as error:
+                problems.append(Problem(where, str(error)))
+    if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
+        try:
+            resolve(settings.service.on_start)
+        except HandlerError as error:
+            problems.append(Problem("service.on_start", str(error)))
+    if problems:
+        raise SettingsError([Problem(f"{path}: {each.path}", each.what, each.remedy) for each in problems])
+    return settings, [plan(settings, name, targets[name]) for name in settings.consumers]
+
+
+def checked_target(path: str) -> Target:
+    """Import what a handler's dotted path names and check it; raise HandlerError."""
+    found = target(path, resolve(path))
+    check_body_type(path, found.body)
+    return found
+
+
+def resolve(path: str) -> Any:
+    """Import what a dotted path names, `package.module:Name` or `package.module.Name`; raise HandlerError."""
+    module_name, colon, names = path.partition(":")
+    if colon:
+        return _member(_imported(module_name, path), names.split("."), path)
+    parts = path.split(".")
+    for split in range(len(parts) - 1, 0, -1):
+        candidate = ".".join(parts[:split])
+        if split == 1 or _exists(candidate):
+            return _member(_imported(candidate, path), parts[split:], path)
+    raise HandlerError(f"{path} names no module")
+
+
+def _exists(module_name: str) -> bool:
+    try:
+        return importlib.util.find_spec(module_name) is not None
+    except (ImportError, AttributeError, ValueError):
+        return module_name in sys.modules
+
+
+def _imported(module_name: str, path: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise HandlerError(f"{path}: there is no module {error.name!r}; looked in {_places()}") from None
+        raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
+    except BaseException as error:  # the module is the user's code and may do anything, SystemExit included
+        raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
+
+
+def _places() -> str:
+    return f"service.path and sys.path ({', '.join(place for place in sys.path if place)})"
+
+
+def _last_place(error: BaseException) -> str:
+    """Say what was raised and on which line of which file."""
+    said = traceback.format_exception_only(error)[-1].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith("<")), None)
+    if isinstance(error, SyntaxError) or last is None or last.filename == __file__:
+        return said if not isinstance(error, SyntaxError) else f"{said} ({error.filename}, line {error.lineno})"
+    return f"{said} ({last.filename}, line {last.lineno})"
+
+
+def _member(value: Any, names: Iterable[str], path: str) -> Any:
+    for name in names:
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            close = difflib.get_close_matches(name, dir(value), 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise HandlerError(f"{path}: {getattr(value, '__name__', value)!r} has no {name!r}{hint}") from None
+    return value
+
+
+def plan(settings: Settings, name: str, handler: Target) -> Plan:
+    """Build the plan of one consumer: its route with everything that is decided at start, and what it declares."""
+    section = settings.consumers[name]
+    queue = settings.queue_name(section.queue)
+    own = frozenset().union(*(lint.own_queues(settings, key) for key in settings.queues))
+    replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
+    longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
+    route = Route(
+        consumer=name,
+        queue=queue,
+        target=handler,
+        codec=Codec(section.accept, handler.body),
+        policy=Policy(replies, section.on_error, section.steps, longest),
+        clock=time.time,
+        max_body=section.max_body,
+        config=section.config,
+        key=lane_key(section.lock) if section.lock is not None else None,
+    )
+    who = Circumstances(name, section.handler, socket.gethostname())
+    return Plan(
+        name,
+        section,
+        queue,
+        queue or section.queue,
+        plan_consumer(settings, name),
+        route,
+        who,
+        settings.service.publish_timeout,
+    )

@@ -1,0 +1,124 @@
+"""Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from rpcd.core.errors import BadMessage
+from rpcd.core.tables import ShortString
+
+JSON = "application/json"
+TEXT = "text/plain"
+RAW = "application/octet-stream"
+ANY = "*/*"
+
+Decode = Callable[[bytes], Any]
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_json(value: Any) -> bytes:
+    """Encode a value as JSON; raise TypeError or ValueError when JSON has no form for it."""
+    try:
+        return _encoder.encode(value)
+    except RecursionError as error:
+        raise ValueError("the value is nested too deeply, or contains itself") from error
+
+
+def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:
+    """Encode a body and name its content type: bytes stay as they are, text if the type says so, the rest is JSON."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body), content_type or RAW
+    if isinstance(body, str) and content_type is not None and content_type.startswith("text/"):
+        return body.encode(), content_type
+    return encode_json(body), content_type or JSON
+
+
+def decode_json(kind: Any) -> Decode:
+    """Build a strict JSON decoder for a type; `Any` takes every JSON value.
+
+    The decoder raises BadMessage with place and reason, never with a value. Raises TypeError for a type that msgspec does
+    not know.
+    """
+    decode = msgspec.json.Decoder(kind).decode
+
+    def opened(payload: bytes) -> Any:
+        try:
+            return decode(payload)
+        except msgspec.ValidationError as error:
+            reason, _, place = str(error).partition(" - at `$")
+            raise BadMessage("body" + place.rstrip("`"), reason) from None
+        except msgspec.DecodeError as error:
+            raise BadMessage("body", "empty" if not payload else str(error)) from None
+        except RecursionError:
+            raise BadMessage("body", "JSON is nested too deeply") from None
+
+    return opened
+
+
+def decode_text(payload: bytes) -> str:
+    """Decode UTF-8 text; raise BadMessage if it is none."""
+    try:
+        return payload.decode()
+    except UnicodeDecodeError as error:
+        raise BadMessage("body", f"not UTF-8 (byte {error.start})") from None
+
+
+def decode_raw(payload: bytes) -> bytes:
+    """Return the bytes as they came."""
+    return payload
+
+
+class Codec:
+    """What one consumer accepts, and how each content type is decoded; built once at start.
+
+    A message without a content type is taken as the first one accepted. Parameters are ignored except `charset`, which
+    must be UTF-8; a content encoding other than UTF-8 or identity is refused, for nothing may be unpacked unasked.
+    """
+
+    def __init__(self, accept: Iterable[str], kind: Any = Any) -> None:
+        """Build decoders for the accepted types; `kind` is what the handler wants its body to be."""
+        self.accept = tuple(accept)
+        self._decoders: dict[ShortString | None, Decode] = {}
+        json = decode_raw if kind is bytes else decode_json(kind)
+        for accepted in self.accept:
+            if accepted == ANY:
+                self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}
+            elif kind is bytes:
+                self._decoders[accepted] = decode_raw
+            elif accepted == JSON or accepted.endswith("+json"):
+                self._decoders[accepted] = json
+            else:
+                self._decoders[accepted] = decode_text if accepted.startswith("text/") else decode_raw
+        self._decoders[None] = self._decoders[self.accept[0]]
+
+    def decoder(self, content_type: ShortString | None, content_encoding: ShortString | None) -> Decode:
+        """Return the decoder for a message; raise BadMessage when its type or encoding is not accepted."""
+        if content_encoding is not None:
+            check_encoding(content_encoding)
+        found = self._decoders.get(content_type)
+        return found if found is not None else self._by_media_type(content_type)
+
+    def _by_media_type(self, content_type: ShortString | None) -> Decode:
+        text = content_type if isinstance(content_type, str) else ""
+        media, *parameters = (part.strip().lower() for part in text.split(";"))
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "charset" and value.strip(" \"'") not in ("utf-8", "utf8", "us-ascii"):
+                raise BadMessage("content_type", "only the charset utf-8 is accepted")
+        found = self._decoders.get(media) or self._decoders.get(ANY)
+        if found is None:
+            raise BadMessage("content_type", f"not accepted here; accepted: {', '.join(self.accept)}")
+        return found
+
+
+def check_encoding(content_encoding: ShortString) -> None:
+    """Raise BadMessage unless the content encoding leaves the body as it is."""
+    if not isinstance(content_encoding, str) or content_encoding.strip().lower() not in (
+        "",
+        "utf-8",
+        "utf8",
+        "identity",
+    ):
+        raise BadMessage("content_encoding", "not accepted here; send the body unencoded")

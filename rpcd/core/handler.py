@@ -1,0 +1,146 @@
+"""What a dotted path may name, and how it becomes something that takes one message.
+
+A function or a callable object is shared by all workers of its consumer. A class is instantiated once per worker, so an
+instance is never used by two threads at once; its constructor may take the consumer's own config.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import attrs
+import msgspec
+
+from rpcd.core.message import Message
+
+Handler: TypeAlias = Callable[[Message[Any]], Any]
+"""The user's callable: one message in, a value or an exception out."""
+
+Layer: TypeAlias = Callable[[Handler], Handler]
+"""A decorator around a handler, folded once when a worker gets its handler."""
+
+
+class HandlerError(TypeError):
+    """What a dotted path names can't be a handler; the text says why."""
+
+
+@attrs.frozen
+class Target:
+    """A checked handler and what is known of it before any message arrives."""
+
+    path: str
+    value: Any
+    per_worker: bool
+    """Whether each worker gets an instance of its own."""
+    takes_config: bool
+    shutdown: Callable[[Any, BaseException | None], None] | None
+    """How an instance is shut down, with what it failed by; None when it has no `shutdown`, and is never replaced."""
+    body: Any
+    """The type that the handler's annotation wants the body to be; `Any` without one."""
+
+    def make(self, config: Mapping[str, Any], layers: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
+        """Make the handler of one worker and return it folded into its layers, with the bare object.
+
+        Called in the worker's own thread; what the constructor raises comes through.
+        """
+        made = self.value
+        if self.per_worker:
+            made = self.value(config) if self.takes_config else self.value()
+        handler: Handler = made
+        for layer in reversed(layers):
+            handler = layer(handler)
+        return handler, made
+
+
+def target(path: str, value: Any) -> Target:
+    """Check what a dotted path names and return it as a target; raise HandlerError saying what is wrong with it."""
+    if not callable(value):
+        raise HandlerError(f"{path} is {_kind(value)}, which can't be called")
+    if not inspect.isclass(value):
+        called = value if inspect.isroutine(value) else value.__call__
+        _check_call(path, called, 0)
+        return Target(path, value, False, False, None, body_type(called))
+    called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
+    if "__call__" not in {name for base in value.__mro__[:-1] for name in vars(base)} or called is None:
+        raise HandlerError(f"{path} is a class without a __call__(self, message) method")
+    _check_call(path, called, 1)
+    return Target(path, value, True, _takes_config(path, value), _shutdown(path, value), body_type(called))
+
+
+def _kind(value: Any) -> str:
+    return "a module" if inspect.ismodule(value) else f"of type {type(value).__name__}"
+
+
+def _check_call(path: str, called: Callable[..., Any], bound: int) -> None:
+    """Check that a callable takes one positional argument, the message, besides `bound` ones (self)."""
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        raise HandlerError(f"{path} is async; a handler is a plain function or class here")
+    if inspect.isgeneratorfunction(called):
+        raise HandlerError(f"{path} is a generator: it has a yield, so calling it would run nothing")
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: its first message will tell
+    try:
+        signature.bind(*[None] * (bound + 1))
+    except TypeError as error:
+        raise HandlerError(f"{path}{signature} can't be called with one positional argument, the message: {error}") from None
+
+
+def _takes_config(path: str, value: type) -> bool:
+    """Tell whether a class wants the consumer's config: by its constructor's signature, never by trying."""
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return False
+    for arguments in ((None,), ()):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return bool(arguments)
+    raise HandlerError(
+        f"{path}{signature} can't be made: a constructor takes nothing, or one argument, the consumer's config"
+    )
+
+
+def _shutdown(path: str, value: type) -> Callable[[Any, BaseException | None], None] | None:
+    method = getattr(value, "shutdown", None)
+    if not callable(method):
+        return None
+    for arguments in ((None, None), (None,)):
+        try:
+            inspect.signature(method).bind(*arguments)
+        except (TypeError, ValueError):
+            continue
+        return (lambda made, error: made.shutdown(error)) if arguments[1:] else (lambda made, _error: made.shutdown())
+    raise HandlerError(f"{path}.shutdown{inspect.signature(method)} can't be called: it takes nothing, or the exception")
+
+
+def body_type(called: Callable[..., Any]) -> Any:
+    """Return T of the annotation `Message[T]` on the first argument that has one, or `Any`."""
+    try:
+        hints = typing.get_type_hints(called)
+    except Exception:  # noqa: BLE001  # annotations are the user's code: names that exist for type checkers only, say
+        return Any
+    hints.pop("return", None)
+    for hint in hints.values():
+        if typing.get_origin(hint) is Message:
+            (body,) = typing.get_args(hint)
+            return Any if isinstance(body, typing.TypeVar) else body
+    return Any
+
+
+def check_body_type(path: str, kind: Any) -> None:
+    """Raise HandlerError for a body type that messages can't be decoded to."""
+    if kind is Any or kind is bytes:
+        return
+    try:
+        info = msgspec.inspect.type_info(kind)
+    except (TypeError, NameError) as error:
+        raise HandlerError(f"{path}: a body can't be decoded to {kind!r}: {error}") from None
+    if isinstance(info, msgspec.inspect.CustomType):
+        raise HandlerError(
+            f"{path}: a body can't be decoded to {kind!r}: use a dataclass, attrs class, TypedDict, Struct or builtin type"
+        )

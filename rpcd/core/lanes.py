@@ -1,0 +1,47 @@
+"""One at a time per key: a busy key parks the job, never the thread; an idle key is forgotten."""
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+from typing import Generic, TypeVar
+
+JobT = TypeVar("JobT")
+
+
+class Lanes(Generic[JobT]):
+    """The lanes of one consumer. Not thread-safe: callers hold the consumer's mutex."""
+
+    def __init__(self) -> None:
+        """Start with no lane at all."""
+        self._parked: dict[Hashable, deque[JobT]] = {}
+
+    def __len__(self) -> int:
+        return len(self._parked)
+
+    def enter(self, key: Hashable, job: JobT) -> bool:
+        """Take the lane of a key and return True, or park the job behind the one that has it and return False."""
+        parked = self._parked.get(key)
+        if parked is None:
+            self._parked[key] = deque()
+            return True
+        parked.append(job)
+        return False
+
+    def leave(self, key: Hashable) -> JobT | None:
+        """End the job that has a lane and return the one that has it now, or None: the key is forgotten then."""
+        parked = self._parked[key]
+        if parked:
+            return parked.popleft()
+        del self._parked[key]
+        return None
+
+    def waiting(self) -> Iterator[JobT]:
+        """Go through all parked jobs, lane by lane, in the order in which they will run."""
+        for parked in self._parked.values():
+            yield from parked
+
+    def clear(self) -> list[JobT]:
+        """Take out all parked jobs; running ones keep their lanes until they leave."""
+        found = list(self.waiting())
+        for parked in self._parked.values():
+            parked.clear()
+        return found

@@ -1,0 +1,208 @@
+"""What is wrong with settings although each of them is right by itself."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rpcd.core.copies import archive_queue, retry_queue
+from rpcd.core.errors import Problem
+from rpcd.core.retry import milliseconds
+from rpcd.core.routes import lane_key
+from rpcd.core.settings import Consumer, Exchange, Queue, Settings
+from rpcd.core.tables import MAX_SHORT, table
+
+MAX_16_BITS = 65535
+"""The largest heartbeat and prefetch: AMQP has 16 bits for each."""
+
+LONGEST_STEP = 4_294_967
+"""Seconds: the broker takes a queue's TTL as 32 bits of milliseconds."""
+
+SMALLEST_REPLY = 1024
+"""Bytes that a reply must be allowed to have, so that a failure can always be told."""
+
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*|\.[^\W\d]\w*)")
+
+
+def lint(settings: Settings) -> list[Problem]:
+    """Return every problem that more than one setting, or more than its type, is needed to see."""
+    return [
+        *_broker(settings),
+        *_service(settings),
+        *_exchanges(settings),
+        *_queues(settings),
+        *_consumers(settings),
+        *_shared(settings),
+    ]
+
+
+def dotted(path: str) -> bool:
+    """Tell whether a text looks like package.module:Name or package.module.Name."""
+    return _DOTTED.fullmatch(path) is not None
+
+
+def _broker(settings: Settings) -> Iterator[Problem]:
+    broker = settings.broker
+    if not 0 <= broker.heartbeat <= MAX_16_BITS:
+        yield Problem("broker.heartbeat", f"expected 0 to {MAX_16_BITS} seconds, got {broker.heartbeat}")
+    if (broker.tls.certificate is None) != (broker.tls.key is None):
+        yield Problem("broker.tls", "a certificate needs its key, and a key its certificate", "set both or none")
+    if broker.tls != type(broker.tls)() and broker.url.startswith("amqp://"):
+        yield Problem("broker.tls", "the URL says amqp://, which is plain TCP", "write amqps:// to use TLS")
+    if not broker.connect_timeout:
+        yield Problem("broker.connect_timeout", "no connection is made in 0 seconds")
+
+
+def _service(settings: Settings) -> Iterator[Problem]:
+    service = settings.service
+    if service.on_start is not None and not dotted(service.on_start):
+        yield Problem("service.on_start", f"{service.on_start!r} is no dotted path", "expected package.module:function")
+    for name in ("confirm_timeout", "publish_timeout"):
+        if getattr(service, name) == 0:
+            yield Problem(f"service.{name}", "expected more than 0 seconds")
+    if not settings.consumers:
+        yield Problem("consumers", "there is no [consumers.NAME] section, so there is nothing to do")
+
+
+def _exchanges(settings: Settings) -> Iterator[Problem]:
+    for key, exchange in settings.exchanges.items():
+        path = f"exchanges.{key}"
+        yield from _name(path, settings.exchange_name(key), exchange)
+        yield from _arguments(f"{path}.arguments", exchange.arguments)
+        if not settings.exchange_name(key):
+            yield Problem(path, "the default exchange can't be declared", "remove the section; it always exists")
+        if not exchange.type:
+            yield Problem(f"{path}.type", "empty", "expected direct, fanout, topic or headers")
+
+
+def _name(path: str, name: str, section: Exchange | Queue) -> Iterator[Problem]:
+    if len(name.encode(errors="replace")) > MAX_SHORT:
+        yield Problem(path, f"its name has more than {MAX_SHORT} bytes")
+    if name.startswith("amq.") and not section.passive:
+        yield Problem(path, "names that start with `amq.` belong to the broker", "set passive = true to use one that exists")
+
+
+def _queues(settings: Settings) -> Iterator[Problem]:
+    for key, queue in settings.queues.items():
+        path = f"queues.{key}"
+        name = settings.queue_name(key)
+        yield from _name(path, name, queue)
+        yield from _arguments(f"{path}.arguments", queue.arguments)
+        for index, binding in enumerate(queue.bindings):
+            yield from _arguments(f"{path}.bindings[{index}].arguments", binding.arguments)
+        if queue.type == "quorum" and (queue.exclusive or queue.auto_delete or queue.durable is False or not name):
+            yield Problem(
+                f"{path}.type",
+                "a quorum queue is always durable, has a name, and outlives its connection",
+                'write type = "classic", or drop exclusive, auto_delete, durable and the empty name',
+            )
+        if queue.passive and not name:
+            yield Problem(path, "a queue that the broker names can't be passive", "give its name, or drop passive")
+
+
+def _arguments(path: str, arguments: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        table(arguments)
+    except (TypeError, ValueError) as error:
+        yield Problem(path, str(error))
+
+
+def _consumers(settings: Settings) -> Iterator[Problem]:
+    for key, consumer in settings.consumers.items():
+        path = f"consumers.{key}"
+        if consumer.queue not in settings.queues:
+            yield Problem(
+                f"{path}.queue", f"there is no [queues.{consumer.queue}]", _closest(consumer.queue, settings.queues)
+            )
+        if not dotted(consumer.handler):
+            yield Problem(f"{path}.handler", f"{consumer.handler!r} is no dotted path", "expected package.module:Name")
+        yield from _limits(path, consumer)
+        yield from _retry(path, consumer, settings)
+        yield from _arguments(f"{path}.arguments", consumer.arguments)
+        if consumer.lock is not None:
+            try:
+                lane_key(consumer.lock)
+            except ValueError as error:
+                yield Problem(f"{path}.lock", str(error))
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else "add the section (with passive = true if the queue is made elsewhere)"
+
+
+def _limits(path: str, consumer: Consumer) -> Iterator[Problem]:
+    if not consumer.workers <= consumer.window <= MAX_16_BITS:
+        yield Problem(
+            f"{path}.prefetch", f"expected from {consumer.workers} (the workers) to {MAX_16_BITS}, got {consumer.window}"
+        )
+    if not consumer.time_limit:
+        yield Problem(f"{path}.time_limit", "no handler can run in 0 seconds")
+    if consumer.max_reply < SMALLEST_REPLY:
+        yield Problem(f"{path}.max_reply", f"expected at least {SMALLEST_REPLY} bytes, so that a failure can be told")
+    if not consumer.accept:
+        yield Problem(
+            f"{path}.accept",
+            "empty, so no message could ever be opened",
+            'expected content types, such as ["application/json"]',
+        )
+    for index, accepted in enumerate(consumer.accept):
+        if accepted.count("/") != 1 or accepted != accepted.strip().lower() or ";" in accepted:
+            yield Problem(
+                f"{path}.accept[{index}]",
+                f"{accepted!r} is no content type",
+                "expected type/subtype, in lower case, without parameters",
+            )
+
+
+def _retry(path: str, consumer: Consumer, settings: Settings) -> Iterator[Problem]:
+    delays = consumer.retry.delays
+    if not delays and consumer.steps.attempts > 1:
+        yield Problem(
+            f"{path}.retry.attempts",
+            "there are no delays, so there is only one attempt",
+            "add delays, or write attempts = 1",
+        )
+    for index, delay in enumerate(delays):
+        if not 0 < delay <= LONGEST_STEP:
+            yield Problem(
+                f"{path}.retry.delays[{index}]",
+                f"expected more than 0 and at most {LONGEST_STEP} seconds, got {delay:g}",
+            )
+    queue = settings.queue_name(consumer.queue) if consumer.queue in settings.queues else ""
+    longest = retry_queue(queue, max((milliseconds(delay) for delay in delays), default=0))
+    if len(longest.encode(errors="replace")) > MAX_SHORT:
+        yield Problem(f"queues.{consumer.queue}", f"the name leaves no room for its retry queue {longest!r} in 255 bytes")
+
+
+def _shared(settings: Settings) -> Iterator[Problem]:
+    """Check what several consumers, or a queue and the queues that rpcd adds to another, have in common."""
+    first: dict[str, str] = {}
+    for key, consumer in settings.consumers.items():
+        if consumer.queue not in settings.queues:
+            continue
+        other = first.setdefault(consumer.queue, key)
+        if other != key:
+            if settings.queues[consumer.queue].exclusive or not settings.queue_name(consumer.queue):
+                yield Problem(f"consumers.{key}.queue", f"the queue is exclusive and consumers.{other} has it already")
+            elif settings.consumers[other].archive != consumer.archive:
+                yield Problem(
+                    f"consumers.{key}.archive",
+                    f"differs from consumers.{other}.archive, but their queue has one archive",
+                )
+    added = {name: key for key in first for name in own_queues(settings, key) if name != settings.queue_name(key)}
+    for key, queue in settings.queues.items():
+        if settings.queue_name(key) in added and not queue.passive:
+            yield Problem(
+                f"queues.{key}",
+                f"rpcd declares this queue itself, beside queues.{added[settings.queue_name(key)]}",
+                "set passive = true to use it",
+            )
+
+
+def own_queues(settings: Settings, key: str) -> set[str]:
+    """Return the names of a queue and of all that rpcd adds to it: no reply is ever sent there."""
+    name = settings.queue_name(key)
+    steps = {delay for consumer in settings.consumers.values() if consumer.queue == key for delay in consumer.retry.delays}
+    helpers = {retry_queue(name, milliseconds(delay)) for delay in steps} if name else set()
+    return {name or key, archive_queue(name or key)} | helpers

@@ -1,0 +1,261 @@
+"""What arrived, what is to be sent, and what a handler answers: values only."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+
+from rpcd.core.codec import encode_body
+from rpcd.core.tables import Headers, ShortString, header, join_headers, short, table
+from rpcd.core.wire import Properties, write_properties
+
+BodyT = TypeVar("BodyT")
+
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+"""RabbitMQ's pseudo-queue; see rabbitmq.com/docs/direct-reply-to."""
+
+EXCHANGE_HEADER = "x-rpcd-exchange"
+ROUTING_KEY_HEADER = "x-rpcd-routing-key"
+"""Where a copy keeps the exchange and the key that the message was first published with."""
+
+PERSISTENT = 2
+"""The delivery mode of what must survive a broker's restart."""
+
+
+class Outgoing:
+    """One message to be published, encoded to the last byte where it was made, so that the reactor only writes it."""
+
+    __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key", "token")
+
+    def __init__(
+        self,
+        exchange: str,
+        routing_key: ShortString,
+        body: bytes,
+        properties: bytes,
+        *,
+        mandatory: bool = False,
+        token: str = "",
+    ) -> None:
+        """Take encoded parts; `token` is what identifies it when the broker returns it."""
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.body = body
+        self.properties = properties
+        self.mandatory = mandatory
+        self.token = token
+
+    def __repr__(self) -> str:
+        return f"<Outgoing to exchange {self.exchange!r} with key {self.routing_key!r}, {len(self.body)} bytes>"
+
+
+class Outlet(Protocol):
+    """How a message's handler reaches the broker at once; rpcd gives one to every message it delivers."""
+
+    def publish_now(self, outgoing: Outgoing) -> None:
+        """Publish and return when the broker has confirmed; called in a worker thread."""
+
+
+@attrs.frozen
+class Source:
+    """Where messages come from: what all messages of one consumer share."""
+
+    consumer: str = ""
+    queue: str = ""
+    outlet: Outlet | None = None
+
+
+class Reply:
+    """A reply whose `data` and `message` are both set by the handler: `return rpcd.Reply(data, message="done")`."""
+
+    __slots__ = ("data", "message")
+
+    def __init__(self, data: Mapping[str, Any] | None = None, message: str | None = None) -> None:
+        """Take the object for `data` (None is `{}`) and the text for `message`."""
+        self.data = data
+        self.message = message
+
+
+class Message(Generic[BodyT]):
+    """What arrived: body, headers, where from, who wants a reply, which attempt.
+
+    A handler gets one and may keep it as long as it runs. It can be made by hand, which is all that a test of a handler
+    needs: `handler(rpcd.Message({"a": 1}))`; what the handler publishes is then found in `published`.
+    """
+
+    __slots__ = (
+        "attempt",
+        "body",
+        "deadline",
+        "exchange",
+        "nacks",
+        "payload",
+        "properties",
+        "published",
+        "received",
+        "redelivered",
+        "routing_key",
+        "source",
+    )
+
+    def __init__(
+        self,
+        body: BodyT = None,  # type: ignore[assignment]  # None until the message is opened
+        *,
+        payload: bytes = b"",
+        properties: Properties | None = None,
+        headers: Mapping[str, Any] | None = None,
+        exchange: str = "",
+        routing_key: str = "",
+        queue: str = "",
+        consumer: str = "",
+        redelivered: bool = False,
+        attempt: int = 1,
+        received: float = 0.0,
+    ) -> None:
+        """Make a message by hand; `received` is in seconds since the epoch."""
+        self.body = body
+        self.payload = payload
+        self.properties = properties if properties is not None else Properties()
+        if headers is not None:
+            self.properties.headers = Headers(table(headers))
+            self.properties.headers.update(headers)
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.source = Source(consumer, queue)
+        self.redelivered = redelivered
+        self.attempt = attempt
+        self.received = received
+        self.nacks = 0
+        self.deadline: float | None = None
+        self.published: list[Outgoing] = []
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue that the message was taken from."""
+        return self.source.queue
+
+    @property
+    def consumer(self) -> str:
+        """The name of the consumer in the config."""
+        return self.source.consumer
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The application's headers, decoded; empty when there are none."""
+        found = self.properties.headers
+        return found if isinstance(found, Headers) else {}
+
+    @property
+    def reply_to(self) -> ShortString | None:
+        """Where the sender wants the reply; None when it wants none."""
+        return self.properties.reply_to
+
+    @property
+    def correlation_id(self) -> ShortString | None:
+        """What the sender tells replies apart by; bytes if it is no UTF-8."""
+        return self.properties.correlation_id
+
+    @property
+    def message_id(self) -> ShortString | None:
+        """The sender's id of the message."""
+        return self.properties.message_id
+
+    @property
+    def content_type(self) -> ShortString | None:
+        """The media type that the sender gave."""
+        return self.properties.content_type
+
+    def publish(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> None:
+        """Publish a message when, and only when, this handler succeeds; it is confirmed before the message is acked.
+
+        Bytes are sent as they are, anything else as JSON. Options: `headers`, `mandatory` (default False: a message that
+        no queue takes is no error), `content_type`, `correlation_id`, `message_id`, `reply_to`, `type`, `expiration`
+        (seconds), `priority`, `persistent` (default True). What can't be encoded raises TypeError or ValueError here.
+        Several publications are not atomic: when the handler runs again, what was already confirmed is sent again.
+        """
+        self.published.append(outgoing(exchange, routing_key, body, **options))
+
+    def publish_now(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> None:
+        """Publish a message and return when the broker has confirmed it; it stays published if the handler fails.
+
+        Takes what `publish` takes. Blocks the worker thread for `publish_timeout` seconds at most. Raises PublishRefused
+        (no such exchange, no permission, too big), Unroutable (only if `mandatory`) or PublishTimeout.
+        """
+        message = outgoing(exchange, routing_key, body, **options)
+        if self.source.outlet is None:
+            self.published.append(message)
+        else:
+            self.source.outlet.publish_now(message)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.message_id!r} from queue {self.queue!r}, key {self.routing_key!r}, attempt {self.attempt}>"
+
+
+def delivered(
+    source: Source,
+    payload: bytes,
+    properties: Properties,
+    exchange: str,
+    routing_key: str,
+    redelivered: bool,
+    received: float,
+) -> Message[Any]:
+    """Make the message of a delivery; the same as the constructor, at a third of its cost."""
+    message: Message[Any] = Message.__new__(Message)
+    message.body = None
+    message.payload = payload
+    message.properties = properties
+    message.exchange = exchange
+    message.routing_key = routing_key
+    message.source = source
+    message.redelivered = redelivered
+    message.attempt = 1
+    message.received = received
+    message.nacks = 0
+    message.deadline = None
+    message.published = []
+    return message
+
+
+def outgoing(
+    exchange: str,
+    routing_key: str,
+    body: Any = None,
+    *,
+    headers: Mapping[str, Any] | None = None,
+    mandatory: bool = False,
+    content_type: str | None = None,
+    correlation_id: ShortString | None = None,
+    message_id: str | None = None,
+    reply_to: str | None = None,
+    type: str | None = None,  # noqa: A002  # AMQP's own name for the property
+    expiration: float | None = None,
+    priority: int | None = None,
+    persistent: bool = True,
+) -> Outgoing:
+    """Encode a message to be published; raise TypeError or ValueError for what AMQP or JSON can't hold."""
+    payload, kind = encode_body(body, content_type)
+    token = message_id or str(uuid.uuid4())
+    properties = Properties(
+        content_type=kind,
+        headers=table(headers) if headers else None,
+        delivery_mode=PERSISTENT if persistent else 1,
+        priority=priority,
+        correlation_id=correlation_id,
+        reply_to=reply_to,
+        expiration=None if expiration is None else str(max(0, round(expiration * 1000))),
+        message_id=token,
+        type=type,
+    )
+    short(exchange, "the exchange")
+    short(routing_key, "the routing key")
+    return Outgoing(exchange, routing_key, payload, write_properties(properties), mandatory=mandatory, token=token)
+
+
+def bare_headers(entries: list[bytes], **added: Any) -> bytes:
+    """Put raw header entries and new ones (underscores become dashes) into one table."""
+    return join_headers(
+        [*entries, *(header(name.replace("_", "-"), value) for name, value in added.items() if value is not None)]
+    )

@@ -1,0 +1,68 @@
+"""Carrying one job from message to outcome: stops 4 and 5, and the only `try` around user code."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rpcd.core.handler import Handler
+from rpcd.core.ledger import Ledger
+from rpcd.core.message import Message
+from rpcd.core.routes import Route
+from rpcd.core.verdict import Outcome
+
+
+class Job:
+    """One delivery on its way through the seven stops.
+
+    Made on the reactor, opened and run in a worker thread, settled on the reactor. `claimed` turns true once, when the
+    reactor has an outcome for it, and is touched there only: what comes later for the same job counts for nothing.
+    """
+
+    __slots__ = ("claimed", "entered", "joined", "key", "ledger", "message", "outcome", "route", "tag", "waiter")
+
+    def __init__(self, message: Message[Any], route: Route, ledger: Ledger, tag: int) -> None:
+        """Bind a message to its route and to the ledger and tag that it must be settled with."""
+        self.message = message
+        self.route = route
+        self.ledger = ledger
+        self.tag = tag
+        self.key: Any = None
+        self.entered = False
+        self.outcome: Outcome | None = None
+        self.claimed = False
+        self.joined: Job | None = None
+        self.waiter: Callable[[], None] | None = None
+
+    def done(self) -> None:
+        """Tell the worker that waits for it, on the reactor, that the job is settled or never can be."""
+        if self.waiter is not None:
+            self.waiter()
+
+
+def opened(job: Job) -> bool:
+    """Open the job's message (stop 4); when that fails the job has its outcome already and False is returned."""
+    try:
+        route = job.route
+        route.open(job.message)
+        if route.key is not None:
+            job.key = route.key(job.message)
+    except BaseException as error:  # noqa: BLE001  # decoding may run the user's types; nothing may escape an outcome
+        job.outcome = job.route.judge(error, job.message)
+        return False
+    return True
+
+
+def run(job: Job, handler: Handler) -> BaseException | None:
+    """Run the job's handler (stop 5), give the job its outcome, and return what was raised, if anything was."""
+    try:
+        job.route.check_deadline(job.message)  # it may have waited in its lane since it was opened
+        job.outcome = job.route.run(job.message, handler)
+    except BaseException as error:  # noqa: BLE001  # SystemExit in a handler must not pass for a success
+        job.outcome = job.route.judge(error, job.message)
+        return error
+    return None
+
+
+def perform(job: Job, handler: Handler) -> None:
+    """Carry a job from message to outcome; afterwards `job.outcome` is set, whatever happened."""
+    if opened(job):
+        run(job, handler)

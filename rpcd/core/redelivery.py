@@ -1,0 +1,124 @@
+"""Redelivered messages whose first run is still alive, or whose outcome is still known, do not run again.
+
+Theory. When a connection dies, the broker delivers again whatever was not acked. Its handler may still be running, may have
+finished too late to be acked, or may have been acked by an ack that was lost on the way. The redelivery then takes that
+outcome instead of running a second time. What a message is recognised by is (`x-rpcd-copy` or `message_id`, attempt),
+backed by correlation id and a fingerprint of the body, for a client's ids may not be unique. Two rules keep a mistake from
+losing a message: only a delivery that the broker itself flags as redelivered is ever matched, and a key that stood for more
+than one message when the connection died matches nothing: those messages run.
+"""
+
+import itertools
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import attrs
+
+from rpcd.core.copies import COPY_HEADER
+from rpcd.core.message import Message, Outgoing
+from rpcd.core.pipeline import Job
+from rpcd.core.retry import COUNT_HEADER
+from rpcd.core.verdict import ACKED, Outcome, Verdict
+
+KEPT = 10_000
+"""How many outcomes are remembered."""
+
+KEPT_SECONDS = 600.0
+"""How long an outcome is remembered after its connection died."""
+
+LARGEST = 64 * 1024
+"""Replies longer than this many bytes are not kept to be sent once more."""
+
+LARGEST_KEPT = 1024 * 1024
+"""Messages longer than this many bytes are not kept with their outcome: they run again."""
+
+_EDGE = 4096
+
+Key: TypeAlias = tuple[Any, Any, Any, int, int, int]
+
+
+def key_of(message: Message[Any]) -> Key | None:
+    """Return what a redelivery of this message would be recognised by, or None when it has no id."""
+    headers = message.headers
+    identity = headers.get(COPY_HEADER) if headers else None
+    if identity is None:
+        identity = message.properties.message_id
+        if identity is None:
+            return None
+    if not isinstance(identity, str | bytes):
+        return None
+    count = headers.get(COUNT_HEADER, 0) if headers else 0
+    payload = message.payload
+    edge = payload if len(payload) <= _EDGE else payload[:_EDGE]
+    return (
+        identity,
+        count if isinstance(count, int) else 0,
+        message.properties.correlation_id,
+        len(payload),
+        hash(edge),
+        hash(payload[-64:]),
+    )
+
+
+@attrs.frozen
+class Known:
+    """What is known of a message that may come again."""
+
+    since: float
+    job: Job | None
+    """Its first run; None when only the outcome was kept."""
+    outcome: Outcome | None
+    """What is left to do for it; None while it still runs."""
+
+
+class Redeliveries:
+    """What one consumer knows of messages that may come again; reactor only. Times are monotonic, in seconds."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._recent: deque[tuple[Key, Outcome]] = deque(maxlen=KEPT)
+        self._known: dict[Key, Known] = {}
+
+    def settled(self, job: Job, reply: Outgoing | None) -> None:
+        """Remember a job whose ack is on its way and could be lost; `reply` is what was sent unconfirmed, if anything."""
+        key = key_of(job.message)
+        if key is not None:
+            self._recent.append((key, done(reply)))
+
+    def connection_lost(self, running: Iterable[Job], unstarted: Iterable[Job], now: float) -> None:
+        """Turn what was in hand into what can be recognised."""
+        seen: list[tuple[Key | None, Known | None]] = [(key, Known(now, None, outcome)) for key, outcome in self._recent]
+        seen += [(key_of(job.message), Known(now, job, None)) for job in running]
+        seen += [(key_of(job.message), None) for job in unstarted]
+        self._recent.clear()
+        times = Counter(key for key, _ in seen)
+        kept = {key: known for key, known in self._known.items() if now - known.since < KEPT_SECONDS and key not in times}
+        fresh = {key: known for key, known in seen if key is not None and known is not None and times[key] == 1}
+        self._known = dict(itertools.islice((kept | fresh).items(), KEPT))
+
+    def finished(self, job: Job, outcome: Outcome, now: float) -> None:
+        """Keep the outcome of a job that came to its end after its connection had died."""
+        key = key_of(job.message)
+        if key is None or key not in self._known:
+            return
+        if len(job.message.payload) > LARGEST_KEPT:
+            del self._known[key]
+        else:
+            self._known[key] = Known(now, job, outcome)
+
+    def recognise(self, message: Message[Any], now: float) -> Known | None:
+        """Return what is known of a redelivered message; it is handed out once."""
+        if not self._known:
+            return None
+        key = key_of(message)
+        known = self._known.pop(key, None) if key is not None else None
+        return known if known is not None and now - known.since < KEPT_SECONDS else None
+
+
+def done(reply: Outgoing | None) -> Outcome:
+    """Return what is left to do for a message whose publications are safe: its ack, and its reply once more."""
+    if reply is None:
+        return ACKED
+    return Outcome(Verdict.ACK, "already done", reply=reply if len(reply.body) <= LARGEST else None, level=logging.DEBUG)

@@ -1,0 +1,121 @@
+"""Which handler answers which messages, with which policy; what can be decided is decided when a route is built."""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from rpcd.core.codec import Codec
+from rpcd.core.errors import BadMessage, DeadlinePassed
+from rpcd.core.handler import Handler, Layer, Target
+from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
+from rpcd.core.outcome import Policy, judge, success
+from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
+from rpcd.core.tables import Headers
+from rpcd.core.verdict import Outcome
+
+ALONE = "*"
+"""The lock that serialises a whole consumer."""
+
+MAX_NACKS = 1_000_000
+
+Key = Callable[[Message[Any]], Any]
+
+
+@attrs.define
+class Route:
+    """One consumer's way from message to outcome; its methods run in worker threads."""
+
+    consumer: str
+    queue: str
+    target: Target
+    codec: Codec
+    policy: Policy
+    clock: Callable[[], float]
+    """Seconds since the epoch."""
+    max_body: int = 16 * 1024 * 1024
+    config: Mapping[str, Any] = attrs.field(factory=dict)
+    layers: tuple[Layer, ...] = ()
+    key: Key | None = None
+    """The lane of an opened message; None when the consumer has no lock."""
+
+    def make_handler(self) -> tuple[Handler, Any]:
+        """Make the handler of one worker, folded into its layers, and return it with the bare object."""
+        return self.target.make(self.config, self.layers)
+
+    def open(self, message: Message[Any]) -> None:
+        """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or DeadlinePassed."""
+        properties = message.properties
+        headers = properties.headers
+        if headers is not None or properties.expiration is not None:
+            self._read_headers(message)
+        if properties.reply_to is not None and self.policy.replies.wanted(message):
+            self.policy.replies.check(properties.reply_to)
+        self.check_deadline(message)
+        payload = message.payload
+        if len(payload) > self.max_body:
+            raise BadMessage("body", f"{len(payload)} bytes; max_body allows {self.max_body}")
+        message.body = self.codec.decoder(properties.content_type, properties.content_encoding)(payload)
+
+    def check_deadline(self, message: Message[Any]) -> None:
+        """Raise DeadlinePassed if the sender has stopped waiting."""
+        if message.deadline is not None and self.clock() >= message.deadline:
+            raise DeadlinePassed
+
+    def _read_headers(self, message: Message[Any]) -> None:
+        """Take attempt, deadline and, on a copy that came back, the original exchange and key from the headers."""
+        properties, headers = message.properties, message.headers
+        if isinstance(headers, Headers) and headers.fault is not None:
+            raise BadMessage("headers", headers.fault)
+        message.attempt = 1 + max(message.attempt - 1, counted(headers, COUNT_HEADER, self.policy.steps.attempts - 1))
+        message.nacks = max(message.nacks, counted(headers, NACK_HEADER, MAX_NACKS))
+        message.deadline = deadline(headers, properties.expiration, properties.timestamp, message.received)
+        if EXCHANGE_HEADER in headers and message.exchange == "" and message.routing_key == self.queue:
+            # Only what came through a retry step looks like this; elsewhere the header is a client's claim.
+            message.exchange = headers[EXCHANGE_HEADER]
+            message.routing_key = headers.get(ROUTING_KEY_HEADER, message.routing_key)
+
+    def run(self, message: Message[Any], handler: Handler) -> Outcome:
+        """Call the handler and return the outcome of what it returned; what it raises comes through."""
+        return success(handler(message), message, self.policy)
+
+    def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
+        """Return the outcome of an exception."""
+        return judge(error, message, self.policy, self.clock())
+
+
+def lane_key(path: str) -> Key:
+    """Build the function that reads a lane's key from an opened message.
+
+    A path is `routing_key`, `headers.NAME`, `body.NAME[.NAME...]` or `*`. A message that lacks it is a bad message: run
+    without its lock it could meet another of the same key. Raises ValueError for any other path.
+    """
+    if path == ALONE:
+        return lambda _message: ALONE
+    if path == "routing_key":
+        return operator.attrgetter("routing_key")
+    root, *names = path.split(".")
+    if root not in ("body", "headers") or not names or not all(names):
+        raise ValueError("expected `routing_key`, `headers.NAME`, `body.NAME` or `*`")
+
+    def key(message: Message[Any]) -> Any:
+        value: Any = message.body if root == "body" else message.headers
+        for name in names:
+            value = _member(value, name, path)
+        try:
+            hash(value)
+        except TypeError:
+            raise BadMessage(path, f"{type(value).__name__} can't be a lock's key") from None
+        return value
+
+    return key
+
+
+def _member(value: Any, name: str, path: str) -> Any:
+    if isinstance(value, Mapping):
+        if name in value:
+            return value[name]
+    elif hasattr(value, name):
+        return getattr(value, name)
+    raise BadMessage(path, "missing; the lock of this consumer needs it")

@@ -1,0 +1,241 @@
+"""The frozen tree of settings: names, types, defaults, and one sentence each.
+
+The sentences are for operators: `rpcd check`, error messages and the reference page show them. Times are seconds unless a
+name says otherwise; `arguments` are AMQP's own words and units. What needs more than one setting to be checked is checked
+in `load`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NewType
+
+import attrs
+
+from rpcd.core.codec import JSON
+from rpcd.core.retry import Steps
+
+Seconds = NewType("Seconds", float)
+"""A number of seconds, 0 or more."""
+
+Positive = NewType("Positive", int)
+"""A whole number, 1 or more."""
+
+Name = NewType("Name", str)
+"""A short string that is not empty: 255 bytes at most."""
+
+
+def setting(sentence: str, default: Any = attrs.NOTHING, *, secret: bool = False) -> Any:
+    """Define one setting: what it decides, its default, and whether it must never be shown."""
+    metadata = {"sentence": sentence}
+    if isinstance(default, list | dict):
+        kind = type(default)
+        return attrs.field(factory=lambda: kind(default), metadata=metadata, kw_only=True)
+    return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
+
+
+@attrs.frozen
+class Tls:
+    """`[broker.tls]`: how the broker is recognised, and how rpcd shows who it is."""
+
+    ca: str | None = setting(
+        "File with the certificates (PEM) that may have signed the broker's; the system's own if not set.", None
+    )
+    certificate: str | None = setting(
+        "File with rpcd's own certificate (PEM); with a key it logs in by SASL EXTERNAL.", None
+    )
+    key: str | None = setting("File with the private key of `certificate` (PEM).", None)
+    server_name: str | None = setting("The name that the broker's certificate must carry, if it is not the host's.", None)
+
+
+@attrs.frozen
+class Broker:
+    """`[broker]`: which broker, and as whom."""
+
+    url: str = setting(
+        "amqp:// or amqps:// URL; several hosts separated by commas are tried in random order.",
+        "amqp://guest:guest@localhost:5672/",
+        secret=True,
+    )
+    username: str | None = setting("Wins over the URL's user name.", None)
+    password: str | None = setting("Wins over the URL's password.", None, secret=True)
+    virtual_host: str | None = setting("Wins over the URL's virtual host.", None)
+    heartbeat: int = setting(
+        "Seconds between heartbeats; 0 switches them off. RABBITMQ_HEARTBEAT and the URL's `heartbeat` win.", 15
+    )
+    login_patience: Seconds = setting(
+        "How long a refused login is tried again at first start before it is believed.", Seconds(60.0)
+    )
+    connect_timeout: Seconds = setting("How long one host may take to accept a connection and a login.", Seconds(10.0))
+    tls: Tls = setting("Certificates for amqps://.", Tls())
+
+
+@attrs.frozen
+class Service:
+    """`[service]`: the process."""
+
+    path: list[str] = setting("Directories put in front of sys.path, so that handlers are found there.", [])
+    on_start: str | None = setting("Dotted path of a function that is called without arguments before rpcd connects.", None)
+    drain_timeout: Seconds = setting(
+        "How long running handlers get to finish when the process is told to stop.", Seconds(30.0)
+    )
+    declare: bool = setting(
+        "Whether rpcd declares exchanges, queues and bindings; if not, it checks that they are there.", True
+    )
+    confirm_timeout: Seconds = setting(
+        "How long the broker may take to confirm a publication before it is sent again.", Seconds(30.0)
+    )
+    publish_timeout: Seconds = setting(
+        "How long a publication is tried before its message is given back to the queue.", Seconds(60.0)
+    )
+
+
+@attrs.frozen
+class Logging:
+    """`[logging]`: one stream of lines, rpcd's and the handlers' alike."""
+
+    format: Literal["text", "json"] = setting("What a line looks like.", "text")
+    level: Literal["debug", "info", "warning", "error", "critical"] = setting("The lowest level that is logged.", "info")
+
+
+@attrs.frozen
+class Exchange:
+    """`[exchanges.NAME]`: an exchange to be declared."""
+
+    name: str | None = setting("The exchange's name, if it is not the section's.", None)
+    type: str = setting("direct, fanout, topic, headers, or the type of a plugin.", "topic")
+    durable: bool = setting("Whether it survives a restart of the broker.", True)
+    auto_delete: bool = setting("Whether it goes away with its last binding.", False)
+    internal: bool = setting("Whether only other exchanges may publish to it.", False)
+    passive: bool = setting("Whether it is only checked for, and waited for.", False)
+    arguments: dict[str, Any] = setting("Arguments for the broker, verbatim.", {})
+
+
+@attrs.frozen
+class Binding:
+    """One entry of a queue's `bindings`."""
+
+    exchange: Name = setting("The exchange: the name of an [exchanges] section, or of an exchange that exists.")
+    routing_keys: list[str] = setting("One binding is made for each key.", [""])
+    arguments: dict[str, Any] = setting("Arguments for the broker, verbatim.", {})
+
+
+@attrs.frozen
+class Queue:
+    """`[queues.NAME]`: a queue to be declared; durable and quorum unless something else is said."""
+
+    name: str | None = setting("The queue's name, if it is not the section's; an empty one lets the broker choose.", None)
+    type: Literal["quorum", "classic"] | None = setting(
+        "quorum, or classic; classic is the default for queues that die with their connection.", None
+    )
+    durable: bool | None = setting("Whether it survives a restart of the broker; true unless it is exclusive.", None)
+    exclusive: bool | None = setting(
+        "Whether it belongs to this connection alone; true if the broker chooses its name.", None
+    )
+    auto_delete: bool | None = setting(
+        "Whether it goes away with its last consumer; true if the broker chooses its name.", None
+    )
+    passive: bool = setting("Whether it is only checked for, and waited for.", False)
+    delivery_limit: Positive = setting(
+        "How often a quorum queue may deliver a message before the broker archives it.", Positive(20)
+    )
+    arguments: dict[str, Any] = setting(
+        "Arguments for the broker, verbatim; they win over those that rpcd would choose.", {}
+    )
+    bindings: list[Binding] = setting("What the queue is bound to.", [])
+
+
+@attrs.frozen
+class Retry:
+    """`[consumers.NAME.retry]`."""
+
+    delays: list[Seconds] = setting("The retry steps, each a queue of its own.", [0.2, 1.0, 60.0, 1800.0])
+    attempts: Positive | None = setting(
+        "How often a message is tried, the first time included; one more than there are delays.", None
+    )
+
+
+@attrs.frozen
+class Archive:
+    """`[consumers.NAME.archive]`: the queue that keeps what was given up."""
+
+    max_length: Positive | None = setting(
+        "How many messages it holds; when full, nothing more is given up (see `overflow`).", None
+    )
+    overflow: Literal["reject-publish", "drop-head"] = setting(
+        "What a full archive does: refuse new messages, or lose the oldest.", "reject-publish"
+    )
+
+
+@attrs.frozen
+class Consumer:
+    """`[consumers.NAME]`: a queue, the handler of its messages, and what becomes of them."""
+
+    queue: Name = setting("The queue: the name of a [queues] section.")
+    handler: Name = setting("Dotted path of a function, class or callable object: package.module:Name.")
+    workers: Positive = setting("How many messages are handled at a time, each in a thread of its own.", Positive(1))
+    prefetch: Positive | None = setting(
+        "How many messages the broker sends ahead; twice the workers (more with a lock).", None
+    )
+    lock: str | None = setting(
+        "What only one message at a time may have in common: body.NAME, headers.NAME, routing_key, or * for all.", None
+    )
+    time_limit: Seconds = setting("How long a handler may run.", Seconds(600.0))
+    on_error: Literal["auto", "reply", "retry", "archive", "requeue", "drop", "halt"] = setting(
+        "What becomes of a message whose handler fails unexpectedly.",
+        "auto",
+    )
+    reply: Literal["envelope", "plain", "none"] = setting("What a reply looks like.", "envelope")
+    reply_via: Literal["default", "request-exchange"] = setting("The exchange that replies go to.", "default")
+    reply_confirm: bool = setting("Whether a reply is confirmed by the broker before its request is acked.", False)
+    reply_to_allowed: list[str] = setting(
+        "Queues besides server-named ones that may be replied to; * and ? stand for any characters.", []
+    )
+    accept: list[str] = setting("Content types that are opened; messages without one are taken as the first.", [JSON])
+    max_body: Positive = setting("Bytes that a body may have.", Positive(16 * 1024 * 1024))
+    max_reply: Positive = setting("Bytes that a reply may have.", Positive(8 * 1024 * 1024))
+    arguments: dict[str, Any] = setting("Arguments of the consumer for the broker (x-priority), verbatim.", {})
+    exclusive: bool = setting("Whether no other consumer may have the queue.", False)
+    retry: Retry = setting("When a message is tried again.", Retry())
+    archive: Archive = setting("Where a message goes that was given up.", Archive())
+    config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {})
+
+    @property
+    def steps(self) -> Steps:
+        """The retry steps as the core uses them."""
+        attempts = self.retry.attempts if self.retry.attempts is not None else len(self.retry.delays) + 1
+        return Steps(tuple(self.retry.delays), attempts)
+
+    @property
+    def window(self) -> int:
+        """The prefetch that is asked for: as set, or a default that fits workers and lock."""
+        if self.prefetch is not None:
+            return self.prefetch
+        if self.lock is None:
+            return 2 * self.workers
+        return 2 if self.lock == "*" else max(8 * self.workers, 64)
+
+
+@attrs.frozen
+class Settings:
+    """The whole config file."""
+
+    broker: Broker = setting("Which broker, and as whom.", Broker())
+    service: Service = setting("The process.", Service())
+    logging: Logging = setting("Log lines.", Logging())
+    exchanges: dict[str, Exchange] = setting("Exchanges to be declared.", {})
+    queues: dict[str, Queue] = setting("Queues to be declared.", {})
+    consumers: dict[str, Consumer] = setting("Queues and their handlers.", {})
+
+    def exchange_name(self, key: str) -> str:
+        """Return the broker's name of an exchange that is named by its section, or by itself."""
+        section = self.exchanges.get(key)
+        return section.name if section is not None and section.name is not None else key
+
+    def queue_name(self, key: str) -> str:
+        """Return the broker's name of a queue section; empty if the broker chooses it."""
+        name = self.queues[key].name
+        return key if name is None else name
+
+
+def sentences(kind: type[attrs.AttrsInstance]) -> Mapping[str, str]:
+    """Return the sentence of every setting of a section."""
+    return {field.name: field.metadata["sentence"] for field in attrs.fields(kind)}

@@ -1,0 +1,38 @@
+"""Counters as plain integers, bumped where the event happens and read when somebody asks."""
+
+import attrs
+
+from rpcd.core.verdict import Outcome
+
+
+@attrs.define(eq=False)
+class Stats:
+    """What one consumer has done since the process started; reactor only."""
+
+    received: int = 0
+    redelivered: int = 0
+    acked: int = 0
+    replied: int = 0
+    retried: int = 0
+    archived: int = 0
+    requeued: int = 0
+    rejected: int = 0
+    expired: int = 0
+    overdue: int = 0
+    joined: int = 0
+    stale_settlements: int = 0
+    """Outcomes whose connection died before they could be settled; the broker delivers those messages again."""
+    replies_unroutable: int = 0
+    """Replies whose caller had gone."""
+    publish_failures: int = 0
+    connections: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one settled outcome by its verdict."""
+        name = _NAMES[outcome.verdict.value]
+        setattr(self, name, getattr(self, name) + 1)
+        if outcome.error == "DeadlinePassed":
+            self.expired += 1
+
+
+_NAMES = {"ack": "acked", "requeue": "requeued", "reject": "rejected", "retry": "retried", "archive": "archived"}

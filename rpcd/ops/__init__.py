@@ -1,0 +1,1 @@
+"""What an operator's side of the process needs: logs, exit codes, a private broker for trying things out."""
