@@ -6,10 +6,11 @@ every pending call fails with that reason and everyone who asked is told, once.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred, fail
 
+from rpcd.amqp.reader import OnDelivery, Reader
 from rpcd.core.errors import ConsumerCancelled
 from rpcd.core.message import Outgoing
 from rpcd.core.wire import Properties, ack_frame, nack_frame, publish_frames
@@ -18,16 +19,6 @@ Ended: TypeAlias = Callable[[Exception], None]
 """Told once, on the reactor, why something came to its end."""
 
 
-class Envelope(Protocol):
-    """How a delivery came: the fields of basic.deliver."""
-
-    delivery_tag: int
-    redelivered: bool
-    exchange: str
-    routing_key: str
-
-
-OnDelivery: TypeAlias = Callable[[object, Envelope, Properties, bytes], None]
 OnConfirm: TypeAlias = Callable[[int, bool, bool], None]
 """Told a publication's sequence number, whether all lower ones are meant too, and whether the broker took them."""
 OnReturn: TypeAlias = Callable[[int, str, str, str, Properties], None]
@@ -44,6 +35,7 @@ class Channel:
         frame_max: int,
         translate: Callable[[Exception], Exception],
         clock: Any,
+        reader: Reader,
     ) -> None:
         """Wrap pika's channel; `translate` turns its reason for closing into one of rpcd's errors."""
         self.number: int = inner.channel_number
@@ -53,6 +45,7 @@ class Channel:
         self._write = write
         self._frame_max = frame_max
         self._translate = translate
+        self._reader = reader
         self._calls: set[Deferred[Any]] = set()
         self._ended: list[Ended] = []
         inner.add_on_close_callback(self._on_close)
@@ -96,13 +89,14 @@ class Channel:
 
     def consume(self, queue: str, tag: str, on_delivery: OnDelivery, exclusive: bool, arguments: Any) -> Deferred[Any]:
         """Start a consumer; deliveries may come before this fires, and the broker's cancel counts as the channel's end."""
+        self._reader.deliver_to(self.number, on_delivery)
         self._inner.add_on_cancel_callback(
             lambda _frame: self._end(ConsumerCancelled(f"the broker cancelled the consumer of {queue!r}"))
         )
         return self.call(
             "basic_consume",
             queue=queue,
-            on_message_callback=on_delivery,
+            on_message_callback=_never,
             exclusive=exclusive,
             consumer_tag=tag,
             arguments=dict(arguments),
@@ -167,6 +161,7 @@ class Channel:
         if self.reason is not None:
             return
         self.reason = reason
+        self._reader.forget(self.number)
         calls, self._calls = self._calls, set()
         for call in calls:
             if not call.called:
@@ -174,3 +169,8 @@ class Channel:
         ended, self._ended = self._ended, []
         for each in ended:
             each(reason)
+
+
+def _never(*_delivery: object) -> None:
+    """Stand in for pika's own callback: the reader takes deliveries before pika sees them."""
+    raise RuntimeError("a delivery went past the reader")

@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.task import LoopingCall
 
-from rpcd.amqp.channel import Channel, Envelope
+from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, probe_default_exchange
 from rpcd.amqp.dial import Broker
@@ -130,16 +130,14 @@ class Consumer:
 
     # Deliveries -----------------------------------------------------------------------------------
 
-    def _on_delivery(self, _inner: object, method: Envelope, properties: Properties, body: bytes) -> None:
+    def _on_delivery(self, tag: int, again: bool, exchange: Any, key: Any, properties: Properties, body: bytes) -> None:
         settlement = self.settlement
-        ledger, tag = settlement.ledger, method.delivery_tag
+        ledger = settlement.ledger
         ledger.admit(tag)
         self.stats.received += 1
-        message = delivered(
-            self._source, body, properties, method.exchange, method.routing_key, method.redelivered, time.time()
-        )
+        message = delivered(self._source, body, properties, exchange, key, again, time.time())
         job = Job(message, self.plan.route, ledger, tag)
-        if method.redelivered and settlement.is_known(job):
+        if again and settlement.is_known(job):
             return
         self.workers.submit(job)
 

@@ -5,7 +5,6 @@ pika keeps what it is good at: the handshake, heartbeats, the state of channels.
 reaches into pika at the places that `PRIVATE` lists; they are checked at start, not found missing in the night.
 """
 
-import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,11 +19,12 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel, Ended
+from rpcd.amqp.reader import Reader
 from rpcd.core.address import Address
 from rpcd.core.errors import ChannelClosed, ConnectionLost, ExitCode, LoginRefused, ReplyCode
 from rpcd.core.wire import read_properties
 
-PRIVATE = ("_terminate_stream", "_read_frame", "_frame_buffer", "_channels", "params", "server_properties")
+PRIVATE = ("_terminate_stream", "_process_frame", "bytes_received", "params", "server_properties")
 """Attributes of pika's connection that are not its public interface and that rpcd needs."""
 
 ABORT_AFTER = 2.0
@@ -33,9 +33,8 @@ ABORT_AFTER = 2.0
 BLOCKED_TIMEOUT = 300.0
 """Seconds that the broker may keep a connection blocked (an alarm) before it is made anew."""
 
-_FRAME = struct.Struct(">BHI")
-_CONTENT = struct.Struct(">HHQ")
-_HEADER_FRAME = 2
+_PROPERTIES = 19
+"""Where the property list begins in a content header frame."""
 
 
 class AmqpProtocol(TwistedProtocolConnection):
@@ -50,6 +49,7 @@ class AmqpProtocol(TwistedProtocolConnection):
         self.reason: Exception | None = None
         self.is_lost = False
         self.blocked: str | None = None
+        self.reader = Reader(self._to_pika)
         self._ended: list[Ended] = []
         impl: Any = self._impl
         missing = [name for name in PRIVATE if not hasattr(impl, name)]
@@ -57,7 +57,6 @@ class AmqpProtocol(TwistedProtocolConnection):
             raise RuntimeError(f"pika {pika.__version__} lacks {', '.join(missing)}: use a version that rpcd is tested with")
         self._end_stream: Callable[[Exception | None], None] = impl._terminate_stream  # noqa: SLF001
         impl._terminate_stream = self._terminate_stream  # noqa: SLF001
-        impl._read_frame = self._read_frame  # noqa: SLF001
         impl.add_on_connection_blocked_callback(self._on_blocked)
         impl.add_on_connection_unblocked_callback(self._on_unblocked)
 
@@ -76,7 +75,7 @@ class AmqpProtocol(TwistedProtocolConnection):
         def wrap(inner: Any) -> None:
             transport: Any = self.transport
             if not opened.called:
-                opened.callback(Channel(inner, transport.write, impl.params.frame_max, translate, self.clock))
+                opened.callback(Channel(inner, transport.write, impl.params.frame_max, translate, self.clock, self.reader))
 
         try:
             inner = impl.channel(on_open_callback=wrap)
@@ -158,18 +157,19 @@ class AmqpProtocol(TwistedProtocolConnection):
     def on_blocked(self, reason: str | None) -> None:
         """Be told that the broker blocks this connection (an alarm) or, with None, that it goes on; to be replaced."""
 
-    def _read_frame(self) -> tuple[int, Any]:
-        """Decode one frame from pika's buffer; content headers by our own tolerant reader."""
-        buffer: bytes = self._impl._frame_buffer  # noqa: SLF001
-        if len(buffer) < _FRAME.size or buffer[0] != _HEADER_FRAME:
-            return pika.frame.decode_frame(buffer)  # type: ignore[no-any-return]
-        _, channel, size = _FRAME.unpack_from(buffer)
-        end = _FRAME.size + size + 1
-        if len(buffer) < end:
-            return 0, None
-        _, _, body_size = _CONTENT.unpack_from(buffer, _FRAME.size)
-        properties: Any = read_properties(buffer, _FRAME.size + _CONTENT.size)
-        return end, pika.frame.Header(channel, body_size, properties)
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802  # Twisted's name
+        """Read what has come; deliveries go to their consumers, everything else to pika."""
+        self._impl.bytes_received += len(data)  # by this pika sees that the broker is alive
+        self.reader.feed(data)
+
+    def _to_pika(self, frame: bytes) -> None:
+        impl: Any = self._impl
+        _, decoded = pika.frame.decode_frame(frame)
+        if decoded is None:
+            raise ConnectionLost("the broker sent what is no AMQP frame")
+        if isinstance(decoded, pika.frame.Header):
+            decoded.properties = read_properties(frame, _PROPERTIES)  # tolerant, as for deliveries
+        impl._process_frame(decoded)  # noqa: SLF001
 
 
 def make_protocol(address: Address, name: str, version: str, reactor: Any) -> AmqpProtocol:

@@ -6,14 +6,11 @@ Sources: AMQP 0-9-1 sections 2.3.5 (frames), 4.2.6 (content), and its basic clas
 import struct
 from typing import Any
 
-import attrs
-
 from rpcd.core.tables import Headers, ShortString, read_headers, short, text
 
 _U16, _U32, _U64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q")
 
 
-@attrs.define(eq=False)
 class Properties:
     """The properties of a message, by their AMQP names; None is "not there". Strings that are no UTF-8 are bytes."""
 
@@ -31,15 +28,26 @@ class Properties:
     user_id: ShortString | None = None
     app_id: ShortString | None = None
 
+    def __init__(self, **values: Any) -> None:
+        """Set the properties that are there; the rest stay what the class says, which costs nothing."""
+        self.__dict__.update(values)
+
+
+_KINDS = {"headers": "F", "delivery_mode": "B", "priority": "B", "timestamp": "T"}
+
+_LAYOUT = tuple((1 << (15 - index), name, _KINDS.get(name, "s")) for index, name in enumerate(Properties.__annotations__))
+"""Flag, name and kind of every property, in the order of the wire."""
+
+_present: dict[int, tuple[tuple[str, str], ...]] = {}
+"""Names and kinds of the properties that a word of flags announces, worked out once for each word that was seen."""
+
 
 def read_properties(encoded: bytes, offset: int = 0) -> Properties:
     """Decode the property list of a content header frame; raise struct.error or IndexError only if the frame is cut."""
     (flags,) = _U16.unpack_from(encoded, offset)
     offset += 2
     found = Properties()
-    for bit, name, kind in _LAYOUT:
-        if not flags & bit:
-            continue
+    for name, kind in _present.get(flags) or _read_flags(flags):
         if kind == "s":
             end = offset + 1 + encoded[offset]
             value: Any = text(encoded[offset + 1 : end])
@@ -56,14 +64,9 @@ def read_properties(encoded: bytes, offset: int = 0) -> Properties:
     return found
 
 
-_LAYOUT: tuple[tuple[int, str, str], ...] = tuple(
-    (
-        1 << (15 - index),
-        field.name,
-        {"headers": "F", "delivery_mode": "B", "priority": "B", "timestamp": "T"}.get(field.name, "s"),
-    )
-    for index, field in enumerate(attrs.fields_dict(Properties).values())
-)
+def _read_flags(flags: int) -> tuple[tuple[str, str], ...]:
+    names = _present[flags] = tuple((name, kind) for bit, name, kind in _LAYOUT if flags & bit)
+    return names
 
 
 def write_properties(properties: Properties) -> bytes:
