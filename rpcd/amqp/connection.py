@@ -85,6 +85,9 @@ class Connection:
 
     def serving(self) -> None:
         """Be told that the connection does again what it is for."""
+        if self.protocol is not None:
+            version = ".".join(map(str, self.protocol.broker_version)) or "of unknown version"
+            log.info("connected to %s, RabbitMQ %s", self.protocol.where, version, extra={"connection": self.name})
         self.served = True
         self._failures = 0
         self.trouble = None
@@ -98,7 +101,7 @@ class Connection:
         while self._wanted:
             error: Exception = ConnectionLost("the connection ended")
             try:
-                self._dial = Dial(self._broker, self.name, self.title)
+                self._dial = Dial(self._broker, self.title)
                 self.protocol = await self._dial.connect()
                 await self._serve(self.protocol)
             except Exception as failed:  # noqa: BLE001  # whatever it was, the remedy is the same

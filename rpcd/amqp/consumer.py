@@ -5,6 +5,7 @@ A `Consumer` lives as long as the process; each of its connections has a channel
 
 import logging
 import time
+import uuid
 from typing import Any
 
 from twisted.internet.task import LoopingCall
@@ -57,7 +58,7 @@ class Consumer:
         self._publisher = publisher
         self._overseer = overseer
         self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
-        self._source = Source(self.name, plan.queue, self._outlet)
+        self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._tag = ""
         self._watch = LoopingCall(self._look_for_overdue)
         self._watch.clock = broker.reactor
@@ -94,7 +95,7 @@ class Consumer:
         channel.when_closed(ended.fail)
         channel.when_closed(self._on_channel_gone)
         channel.when_returned(self._on_return)
-        self._source = Source(self.name, queue, self._outlet)
+        self._source = Source(self.name, queue, self._outlet, new_id)
         await self._consume(channel, queue)
         self.connection.serving()
         self.stats.connections += 1
@@ -210,3 +211,8 @@ class Consumer:
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
         return left
+
+
+def new_id() -> str:
+    """Make an id that no other message has."""
+    return str(uuid.uuid4())

@@ -1,6 +1,5 @@
 """Making one connection: hosts in random order, each within a time limit, until one lets us in."""
 
-import logging
 import random
 from typing import Any
 
@@ -14,8 +13,6 @@ from rpcd.amqp.tls import client_options, explain
 from rpcd.amqp.waiting import WaitTooLong, bounded
 from rpcd.core.address import Address
 from rpcd.core.errors import ConnectionLost, LoginRefused
-
-log = logging.getLogger("rpcd.connection")
 
 
 @attrs.frozen
@@ -33,10 +30,9 @@ class Broker:
 class Dial:
     """One attempt to reach the broker, over all of its hosts; reactor only, used once."""
 
-    def __init__(self, broker: Broker, name: str, title: str) -> None:
-        """Prepare an attempt; `name` is for the log, `title` is what RabbitMQ's own pages show."""
+    def __init__(self, broker: Broker, title: str) -> None:
+        """Prepare an attempt; `title` is what RabbitMQ's own pages show."""
         self._broker = broker
-        self._name = name
         self._title = title
         self._cancelled = False
         self._connecting: Deferred[Any] | None = None
@@ -65,8 +61,7 @@ class Dial:
             except Exception as error:  # noqa: BLE001  # refused, unknown, silent, no TLS: try the next host
                 failed.append(f"{host}:{port}: {explain(error)}")
                 continue
-            version = ".".join(map(str, protocol.broker_version)) or "of unknown version"
-            log.info("connected to %s:%s, RabbitMQ %s", host, port, version, extra={"connection": self._name})
+            protocol.where = f"{host}:{port}"
             return protocol
         raise ConnectionLost("; ".join(failed) or "given up")
 

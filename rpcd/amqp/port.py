@@ -49,6 +49,8 @@ class AmqpProtocol(TwistedProtocolConnection):
         self.reason: Exception | None = None
         self.is_lost = False
         self.blocked: str | None = None
+        self.where = ""
+        """Host and port, for the log."""
         self.reader = Reader(self._to_pika)
         self._ended: list[Ended] = []
         impl: Any = self._impl

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.python.failure import Failure
 
 from rpcd.amqp.connection import Connection
@@ -17,14 +17,17 @@ from rpcd.amqp.declare import carry_out, probe_default_exchange
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import Once, bounded
-from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost
+from rpcd.amqp.waiting import Once, bounded, unless
+from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
 from rpcd.core.message import Outgoing
 from rpcd.core.topology import Declaration
 
 SWEEP_SECONDS = 1.0
 CHANNEL_SECONDS = 30.0
 """How long the broker may take to open a channel."""
+
+MISSING_SECONDS = 5.0
+"""How often a missing object is looked for again."""
 
 log = logging.getLogger("rpcd.publisher")
 
@@ -84,13 +87,27 @@ class Publisher:
         protocol.when_lost(ended.fail)
         self._on_blocked(None)
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
-        await carry_out(protocol, self._plan)
         await probe_default_exchange(protocol, "publish copies to the retry and archive queues")
         await self._open(protocol, self.copies, ended)
         await self._open(protocol, self.publications, ended)
         self.connection.serving()
+        await self._declare(protocol, ended)
         self.ready.fire()
         await ended.wait()
+
+    async def _declare(self, protocol: AmqpProtocol, ended: Once) -> None:
+        """Declare what nobody else does; what is missing is waited for while copies are published all the same."""
+        said = ""
+        while not ended.happened:
+            try:
+                await carry_out(protocol, self._plan)
+            except ObjectMissing as error:
+                if str(error) != said:
+                    log.warning("%s", error)
+                said = str(error)
+                await unless(ended, deferLater(self._reactor, MISSING_SECONDS))
+            else:
+                return
 
     async def _open(self, protocol: AmqpProtocol, outbox: Outbox, ended: Once) -> None:
         """Give an outbox a channel, and another one whenever the broker closes it over a publication."""

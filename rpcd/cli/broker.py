@@ -69,7 +69,7 @@ def talk(where: Address, work: Callable[[AmqpProtocol], Awaitable[ResultT]]) -> 
     results: list[ResultT | Failure] = []
 
     async def whole(reactor: Any) -> None:
-        protocol = await Dial(Broker(where, reactor, __version__), "command", f"rpcd command (pid {os.getpid()})").connect()
+        protocol = await Dial(Broker(where, reactor, __version__), f"rpcd command (pid {os.getpid()})").connect()
         try:
             results.append(await work(protocol))
         finally:

@@ -1,5 +1,7 @@
 """`rpcd publish`: publish one message and wait until the broker has it."""
 
+import uuid
+
 import click
 
 from rpcd.amqp.outbox import Outbox
@@ -34,7 +36,7 @@ def publish(
 
     Example: rpcd publish shop order.placed '{"number": 17}'
     """
-    message = outgoing(exchange, key, parse(body), mandatory=not unroutable_is_fine)
+    message = outgoing(exchange, key, parse(body), mandatory=not unroutable_is_fine, message_id=str(uuid.uuid4()))
 
     async def work(protocol: AmqpProtocol) -> str:
         outbox = Outbox(protocol.clock, timeout, timeout)

@@ -1,7 +1,6 @@
 """What arrived, what is to be sent, and what a handler answers: values only."""
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
@@ -64,6 +63,8 @@ class Source:
     consumer: str = ""
     queue: str = ""
     outlet: Outlet | None = None
+    new_id: Callable[[], str] | None = None
+    """Makes the ids of what handlers publish; None leaves them out."""
 
 
 class Reply:
@@ -175,7 +176,7 @@ class Message(Generic[BodyT]):
         (seconds), `priority`, `persistent` (default True). What can't be encoded raises TypeError or ValueError here.
         Several publications are not atomic: when the handler runs again, what was already confirmed is sent again.
         """
-        self.published.append(outgoing(exchange, routing_key, body, **options))
+        self.published.append(self._outgoing(exchange, routing_key, body, options))
 
     def publish_now(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> None:
         """Publish a message and return when the broker has confirmed it; it stays published if the handler fails.
@@ -183,11 +184,16 @@ class Message(Generic[BodyT]):
         Takes what `publish` takes. Blocks the worker thread for `publish_timeout` seconds at most. Raises PublishRefused
         (no such exchange, no permission, too big), Unroutable (only if `mandatory`) or PublishTimeout.
         """
-        message = outgoing(exchange, routing_key, body, **options)
+        message = self._outgoing(exchange, routing_key, body, options)
         if self.source.outlet is None:
             self.published.append(message)
         else:
             self.source.outlet.publish_now(message)
+
+    def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
+        if self.source.new_id is not None:
+            options.setdefault("message_id", self.source.new_id())
+        return outgoing(exchange, routing_key, body, **options)
 
     def __repr__(self) -> str:
         return f"<Message {self.message_id!r} from queue {self.queue!r}, key {self.routing_key!r}, attempt {self.attempt}>"
@@ -237,7 +243,6 @@ def outgoing(
 ) -> Outgoing:
     """Encode a message to be published; raise TypeError or ValueError for what AMQP or JSON can't hold."""
     payload, kind = encode_body(body, content_type)
-    token = message_id or str(uuid.uuid4())
     properties = Properties(
         content_type=kind,
         headers=table(headers) if headers else None,
@@ -246,12 +251,14 @@ def outgoing(
         correlation_id=correlation_id,
         reply_to=reply_to,
         expiration=None if expiration is None else str(max(0, round(expiration * 1000))),
-        message_id=token,
+        message_id=message_id,
         type=type,
     )
     short(exchange, "the exchange")
     short(routing_key, "the routing key")
-    return Outgoing(exchange, routing_key, payload, write_properties(properties), mandatory=mandatory, token=token)
+    return Outgoing(
+        exchange, routing_key, payload, write_properties(properties), mandatory=mandatory, token=message_id or ""
+    )
 
 
 def bare_headers(entries: list[bytes], **added: Any) -> bytes:

@@ -1,0 +1,87 @@
+"""The arrows between the floors: a module imports only from floors below its own."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "rpcd"
+
+ALLOWED = {
+    "rpcd.core": ("rpcd.core",),
+    "rpcd.features": ("rpcd.core", "rpcd.features"),
+    "rpcd.styles": ("rpcd.core",),
+    "rpcd.amqp": ("rpcd.core", "rpcd.amqp"),
+    "rpcd.testing": ("rpcd.core",),
+    "rpcd.ops": ("rpcd.core", "rpcd.ops"),
+    "rpcd": ("rpcd",),
+}
+"""Which of rpcd's own packages a floor may import; the longest prefix counts."""
+
+CORE_MAY_USE = frozenset(sys.stdlib_module_names) - {
+    *("socket", "ssl", "select", "asyncio", "subprocess", "threading", "time"),
+    *("random", "secrets", "uuid", "os", "io", "pathlib", "tempfile"),
+} | {
+    "attrs",
+    "cattrs",
+    "msgspec",
+    "cryptography",
+    "rpcd",
+}
+"""The core knows no Twisted, no pika, no socket, no file, no clock, no randomness and no thread of its own."""
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            yield node.module or ""
+
+
+MODULES = dict(modules())
+
+
+def floor(name: str) -> str:
+    return max((prefix for prefix in ALLOWED if name == prefix or name.startswith(f"{prefix}.")), key=len)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_its_own_floor_or_below(name: str) -> None:
+    allowed = ALLOWED[floor(name)] if name != "rpcd" else ("rpcd.core",)
+    ours = {each for each in imported(MODULES[name]) if each == "rpcd" or each.startswith("rpcd.")}
+    assert not {each for each in ours if not each.startswith(allowed)}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("rpcd.core")])
+def test_the_core_uses_nothing_that_does_io(name: str) -> None:
+    assert {each.partition(".")[0] for each in imported(MODULES[name])} <= CORE_MAY_USE
+
+
+def test_pika_is_imported_by_the_port_alone() -> None:
+    assert [name for name in MODULES if any(each.partition(".")[0] == "pika" for each in imported(MODULES[name]))] == [
+        "rpcd.amqp.port"
+    ]
+
+
+def test_features_do_not_know_each_other() -> None:
+    for name, tree in MODULES.items():
+        if name.startswith("rpcd.features."):
+            assert not {each for each in imported(tree) if each.startswith("rpcd.features.")}
+
+
+def test_importing_rpcd_loads_neither_twisted_nor_pika() -> None:
+    loaded = "import sys, rpcd; print(sorted({name.partition('.')[0] for name in sys.modules} & {'twisted', 'pika'}))"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
