@@ -3,10 +3,10 @@
 import itertools
 import pathlib
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from daemon import Daemon
+from daemon import Daemon, StartDaemon
 from peer import Peer
 
 from rpcd.ops.rabbitmq import PrivateNode
@@ -54,9 +54,6 @@ def peer(url: str) -> Iterator[Peer]:
     client = Peer(url)
     yield client
     client.close()
-
-
-StartDaemon = Callable[..., Daemon]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 
 from rpcd.core import settings as tree
 from rpcd.core.address import AddressError, address, whole
-from rpcd.core.errors import Problem
+from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.expand import Expander, ReadFile
 from rpcd.core.lint import lint
 from rpcd.core.settings import Settings
@@ -67,8 +67,12 @@ def _structure(raw: dict[str, Any]) -> tuple[Settings, list[Problem]]:
         try:
             return converter.structure(raw, Settings), problems
         except BaseValidationError as error:
-            for path, kind, mistake in _mistakes(error, Settings, ()):
-                problems += _problem(path, kind, mistake)
+            found = list(_mistakes(error, Settings, ()))
+            fresh = [problem for path, kind, mistake in found for problem in _problem(path, kind, mistake)]
+            if all(problem in problems for problem in fresh):
+                raise SettingsError(problems) from error  # a mistake that can't be taken out must not be looked at for ever
+            problems += fresh
+            for path, _kind, mistake in found:
                 _take_out(raw, path, mistake)
             raw = _sweep(raw)
 
@@ -198,7 +202,7 @@ def _take_out(raw: dict[str, Any], path: Path, mistake: BaseException) -> None:
             holder[key] = _GONE  # keeps the places of its neighbours until all mistakes are taken out
         elif isinstance(holder, dict):
             holder.pop(key, None)
-            if path[:-1] in (("queues",), ("exchanges",)):
+            if path[:-1] in (("queues",), ("exchanges",)) and key == path[-1]:
                 holder[key] = {}  # others may refer to it: one mistake is not to look like several
 
 

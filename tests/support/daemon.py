@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 TWISTD = pathlib.Path(sys.executable).parent / "twistd"
 RPCD = pathlib.Path(sys.executable).parent / "rpcd"
@@ -97,3 +98,6 @@ class Daemon:
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+StartDaemon = Callable[..., Daemon]
