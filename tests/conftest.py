@@ -76,3 +76,12 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
     yield begin
     for daemon in running:
         daemon.kill()
+
+
+@pytest.fixture
+def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """A broker that a test may kill, stop and start."""
+    private = PrivateNode(tmp_path_factory.mktemp("own-node"))
+    private.start()
+    yield private
+    private.stop()

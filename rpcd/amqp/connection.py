@@ -121,21 +121,23 @@ class Connection:
             seconds = self._broker.login_patience / (LOGIN_TRIES - 1)
         elif isinstance(error, BrokerRefused):
             seconds = LONGEST_PAUSE
-        if (
-            isinstance(error, BrokerRefused)
-            and not self.served
-            and (not isinstance(error, LoginRefused) or self._logins >= LOGIN_TRIES)
-        ):
-            self._refused(error)
-        text = explain(error)
-        level = logging.WARNING if text != self.trouble else logging.DEBUG
-        log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
         self._failures += 1
-        self.trouble = text
+        text = explain(error)
+        known, self.trouble = self.trouble, text
+        if isinstance(error, BrokerRefused) and self._is_final(error):
+            self._refused(error)
+        if not self._wanted:
+            return
+        level = logging.WARNING if text != known else logging.DEBUG
+        log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
         self._waiting = deferLater(self._broker.reactor, seconds)
         with contextlib.suppress(CancelledError):  # told to stop
             await self._waiting
         self._waiting = None
+
+    def _is_final(self, error: BrokerRefused) -> bool:
+        """Tell whether a refusal is to be believed: not after it has worked, and a login only after some tries."""
+        return not self.served and (not isinstance(error, LoginRefused) or self._logins >= LOGIN_TRIES)
 
     def _broken(self, failure: Any) -> None:
         log.critical("the connection %s ended by a fault of rpcd: %s", self.name, failure.getTraceback())

@@ -12,7 +12,7 @@ from twisted.internet.task import LoopingCall
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, probe_default_exchange
+from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal, probe_default_exchange
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import ThreadOutlet
@@ -22,7 +22,7 @@ from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.settlement import Settlement
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, unless
 from rpcd.amqp.workers import Workers
-from rpcd.core.errors import RpcdError, TimeLimitPassed
+from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.reply import DEFAULT_EXCHANGE, NONE
@@ -110,7 +110,10 @@ class Consumer:
         await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch")
         self.settlement.attach(channel)
         started = channel.consume(queue, self._tag, self._on_delivery, section.exclusive, section.arguments)
-        await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
+        try:
+            await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
+        except ChannelClosed as error:
+            raise consume_refusal(self.name, queue, error) from error
 
     def _on_blocked(self, reason: str | None) -> None:
         said = "goes on" if reason is None else f"blocks this connection, and with it replies and acks: {reason}"

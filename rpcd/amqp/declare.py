@@ -129,6 +129,11 @@ def refusal(item: Declaration, error: ChannelClosed) -> Exception:
 def _permission(item: Declaration) -> str:
     if isinstance(item, Bind):
         return "a binding needs the permissions `write` on the queue and `read` on the exchange"
+    if "x-dead-letter-exchange" in item.arguments:
+        return (
+            f"grant the permissions `configure` and `read` on {item.name!r} and, because it dead-letters, `write` on "
+            "`^amq\\.default$`; or set passive = true and have it made by somebody who may"
+        )
     return f"grant the permission `configure` on {item.name!r}, or set passive = true and have it made by somebody who may"
 
 
@@ -136,6 +141,16 @@ def _shown(item: Declaration) -> str:
     if isinstance(item, Bind):
         return f"the binding of queue {item.queue!r} to exchange {item.exchange!r} with key {item.routing_key!r}"
     return f"{'exchange' if isinstance(item, DeclareExchange) else 'queue'} {item.name!r}"
+
+
+def consume_refusal(consumer: str, queue: str, error: ChannelClosed) -> Exception:
+    """Turn the broker's refusal of basic.consume into the error to raise."""
+    said = f"consumers.{consumer}: the broker refused to deliver from queue {queue!r}: {error}"
+    if error.code == ReplyCode.ACCESS_REFUSED and "exclusive" not in error.text:
+        return BrokerRefused(f"{said}; grant the permission `read` on {queue!r}", ExitCode.NOPERM)
+    if error.code in (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_FOUND, ReplyCode.RESOURCE_LOCKED):
+        return ObjectMissing(f"{said}; waiting for it")
+    return BrokerRefused(f"{said}; look at the consumer's arguments", ExitCode.CONFIG)
 
 
 async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:

@@ -77,14 +77,16 @@ class AmqpProtocol(TwistedProtocolConnection):
         def wrap(inner: Any) -> None:
             transport: Any = self.transport
             if not opened.called:
-                opened.callback(Channel(inner, transport.write, impl.params.frame_max, translate, self.clock, self.reader))
+                opened.callback(
+                    Channel(inner, transport.write, impl.params.frame_max, self._ended_by, self.clock, self.reader)
+                )
 
         try:
             inner = impl.channel(on_open_callback=wrap)
         except Exception as error:  # noqa: BLE001  # closed or closing: the caller learns why
             opened.errback(self.reason or translate(error))
             return opened
-        inner.add_on_close_callback(lambda _inner, reason: None if opened.called else opened.errback(translate(reason)))
+        inner.add_on_close_callback(lambda _inner, reason: None if opened.called else opened.errback(self._ended_by(reason)))
         return opened
 
     def when_lost(self, ended: Ended) -> None:
@@ -97,6 +99,11 @@ class AmqpProtocol(TwistedProtocolConnection):
     def cause(self) -> Exception:
         """Return why the connection ended, or could not be made."""
         return translate(self.reason) if self.reason is not None else ConnectionLost("the connection was closed")
+
+    def _ended_by(self, reason: Exception) -> Exception:
+        """Return why a channel ended: for its own sake, or with the connection, whose cause pika has forgotten by then."""
+        found = translate(reason)
+        return found if isinstance(found, ChannelClosed) or self.reason is None else self.cause()
 
     def abort(self, reason: Exception) -> None:
         """Cut the connection now, without asking the broker; unsettled deliveries go back to their queues."""

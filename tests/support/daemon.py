@@ -72,7 +72,7 @@ class Daemon:
 
     def ready(self) -> "Daemon":
         """Wait until it consumes."""
-        self.wait_for(r"rpcd: ready:")
+        self.wait_for(r"ready: \d+ consumers are consuming")
         return self
 
     def signal(self, number: int) -> None:
