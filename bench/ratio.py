@@ -59,7 +59,9 @@ def left(node):
 
 
 def measure(node, command, env, ready, count):
-    process = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     try:
         for line in process.stdout:
             if ready in line:
@@ -90,16 +92,25 @@ def main():
         node_directory = pathlib.Path(directory, "node")
         node_directory.mkdir()
         with private_node(node_directory) as node:
-            twistd = [str(pathlib.Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "rpcd", "--config", str(config)]
+            twistd = [
+                str(pathlib.Path(sys.executable).parent / "twistd"),
+                "-n",
+                "--pidfile=",
+                "rpcd",
+                "--config",
+                str(config),
+            ]
             naive = [sys.executable, str(HERE / "naive.py"), node.url(), "work", "100"]
             results = {"rpcd": [], "naive": []}
             for number in range(options.rounds):
                 for name, command, ready in (("rpcd", twistd, b"ready:"), ("naive", naive, b"ready")):
                     result = measure(node, command, {"RABBITMQ_URL": node.url()}, ready, options.messages)
                     results[name].append(result)
-                    print(f"round {number + 1} {name:6} {result[0]:7.1f} us a message, {result[1]:7.0f} a second", flush=True)
+                    took, rate = result
+                    print(f"round {number + 1} {name:6} {took:7.1f} us a message, {rate:7.0f} a second", flush=True)
     medians = {name: statistics.median(each[0] for each in rows) for name, rows in results.items()}
-    print(f"median: rpcd {medians['rpcd']:.1f} us, naive {medians['naive']:.1f} us, ratio {medians['rpcd'] / medians['naive']:.2f}")
+    ratio = medians["rpcd"] / medians["naive"]
+    print(f"median: rpcd {medians['rpcd']:.1f} us, naive {medians['naive']:.1f} us, ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

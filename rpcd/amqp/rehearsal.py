@@ -1,7 +1,7 @@
 """Trying every declaration, binding and permission on a live broker, and leaving nothing behind.
 
 What exists is declared again with the config's arguments, which changes nothing and tells whether they agree. What does not
-exist is made and removed again, unless a message got into it meanwhile. Bindings are tried with a key that nobody uses.
+exist is made, and removed again unless somebody uses it by then. Bindings are tried with a key that nobody uses.
 """
 
 import uuid
@@ -29,27 +29,29 @@ class Finding:
 
 
 class Rehearsal:
-    """One rehearsal over one connection; reactor only."""
+    """One rehearsal; reactor only. `remove` is to be called after `run`, over a connection that is alive."""
 
-    def __init__(self, protocol: AmqpProtocol) -> None:
-        """Take a connection, for this alone."""
-        self._protocol = protocol
-        self._made: list[DeclareExchange | DeclareQueue] = []
+    def __init__(self) -> None:
+        """Nothing has been made yet."""
+        self.made: list[DeclareExchange | DeclareQueue] = []
         self._missing: set[str] = set()
 
-    async def run(self, plan: Iterable[Declaration], replies: bool) -> list[Finding]:
+    async def run(self, protocol: AmqpProtocol, plan: Iterable[Declaration], replies: bool) -> list[Finding]:
         """Try a plan; `replies` tells whether the default exchange is needed for replies as well."""
-        findings: list[Finding] = []
-        try:
-            findings += [await self._one(item) for item in plan]
-            purpose = "send replies and publish copies" if replies else "publish copies"
-            findings.append(await self._probe(purpose))
-        finally:
-            await self._remove()
-        return findings
+        self._protocol = protocol
+        findings: list[Finding] = [await self._one(item) for item in plan]
+        purpose = "send replies and publish copies" if replies else "publish copies"
+        return [*findings, await self._probe(purpose)]
+
+    async def remove(self, protocol: AmqpProtocol) -> list[str]:
+        """Remove what was made; return the names of what was not, because somebody uses it by now."""
+        self._protocol = protocol
+        return [item.name for item in reversed(self.made) if not await self._remove(item)]
 
     async def _one(self, item: Declaration) -> Finding:
         what = shown(item)
+        if self._protocol.is_lost:
+            return Finding(item.path, what, "not tried: the broker has closed the connection")
         if isinstance(item, Bind) and {item.queue, f"exchange {item.exchange}"} & self._missing:
             return Finding(item.path, what, "not tried: one end is missing")
         if isinstance(item, DeclareQueue) and not item.name:
@@ -81,7 +83,7 @@ class Rehearsal:
         exists = await self._exists(item)
         await carry_out(self._protocol, [item])
         if not exists:
-            self._made.append(item)
+            self.made.append(item)
         return "is there" if exists else "will be made"
 
     async def _exists(self, item: DeclareExchange | DeclareQueue) -> bool:
@@ -92,30 +94,35 @@ class Rehearsal:
         return True
 
     async def _probe(self, purpose: str) -> Finding:
+        if self._protocol.is_lost:
+            return Finding("broker", f"permission to {purpose}", "not tried: the broker has closed the connection")
         try:
             await probe_default_exchange(self._protocol, purpose)
         except BrokerRefused as error:
             return Finding("broker", f"permission to {purpose}", "refused", error)
         return Finding("broker", f"permission to {purpose}", "allowed")
 
-    async def _remove(self) -> None:
-        """Remove what was made; a queue that holds a message by now is left, for it is wanted there."""
-        for item in reversed(self._made):
-            channel = await self._channel()
-            try:
-                if isinstance(item, DeclareQueue):
-                    await self._ask(channel, "queue_delete", queue=item.name, if_unused=True, if_empty=True)
-                else:
-                    await self._ask(channel, "exchange_delete", exchange=item.name, if_unused=True)
-                await channel.close()
-            except ChannelClosed:
-                continue  # in use by now: then it is no longer ours to remove
+    async def _remove(self, item: DeclareExchange | DeclareQueue) -> bool:
+        channel = await self._channel()
+        try:
+            if isinstance(item, DeclareQueue):
+                # RabbitMQ knows no if-empty and no if-unused for quorum queues, so we look for ourselves
+                status = await self._ask(channel, "queue_declare", queue=item.name, passive=True)
+                if status.message_count or status.consumer_count:
+                    return False
+                await self._ask(channel, "queue_delete", queue=item.name)
+            else:
+                await self._ask(channel, "exchange_delete", exchange=item.name, if_unused=True)
+            await channel.close()
+        except ChannelClosed:
+            return False
+        return True
 
     async def _channel(self) -> Channel:
         return await bounded(self._protocol.open_channel(), STEP_SECONDS, self._protocol.clock, "opening a channel")
 
-    async def _ask(self, channel: Channel, name: str, **arguments: Any) -> None:
-        await bounded(channel.call(name, **arguments), STEP_SECONDS, channel.clock, f"the broker's answer to {name}")
+    async def _ask(self, channel: Channel, name: str, **arguments: Any) -> Any:
+        return await bounded(channel.call(name, **arguments), STEP_SECONDS, channel.clock, f"the broker's answer to {name}")
 
 
 def shown(item: Declaration) -> str:

@@ -27,6 +27,8 @@ UNAVAILABLE = 69
 
 ResultT = TypeVar("ResultT")
 
+Connect = Callable[[], Awaitable[AmqpProtocol]]
+
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --config and --url to a command."""
@@ -63,17 +65,25 @@ def end(text: str, code: int) -> NoReturn:
     sys.exit(int(code))
 
 
-def talk(where: Address, work: Callable[[AmqpProtocol], Awaitable[ResultT]]) -> ResultT:
-    """Connect, do one piece of work, close, and return its result; end the process with a sentence if that fails."""
+def talk(where: Address, work: Callable[[Connect], Awaitable[ResultT]]) -> ResultT:
+    """Do one piece of work and return its result; end the process with a sentence if that fails.
+
+    The work connects as often as it needs to; whatever it has opened is closed afterwards. A process can do this once.
+    """
     quieten_pika()
     results: list[ResultT | Failure] = []
+    opened: list[AmqpProtocol] = []
 
     async def whole(reactor: Any) -> None:
-        protocol = await Dial(Broker(where, reactor, __version__), f"rpcd command (pid {os.getpid()})").connect()
+        async def connect() -> AmqpProtocol:
+            opened.append(await Dial(Broker(where, reactor, __version__), f"rpcd command (pid {os.getpid()})").connect())
+            return opened[-1]
+
         try:
-            results.append(await work(protocol))
+            results.append(await work(connect))
         finally:
-            await protocol.leave()
+            for protocol in opened:
+                await protocol.leave()
 
     def main(reactor: Any) -> Deferred[None]:
         return Deferred.fromCoroutine(whole(reactor)).addErrback(results.append)

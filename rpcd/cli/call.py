@@ -7,8 +7,7 @@ import click
 import msgspec
 
 from rpcd.amqp.caller import Answer, Caller
-from rpcd.amqp.port import AmqpProtocol
-from rpcd.cli.broker import broker_options, choose, end, talk
+from rpcd.cli.broker import Connect, broker_options, choose, end, talk
 
 
 @click.command()
@@ -34,8 +33,8 @@ def call(queue: str, body: str, timeout: float, exchange: str, as_json: bool, co
     """
     request = parse(body)
 
-    async def work(protocol: AmqpProtocol) -> Answer:
-        caller = Caller(await protocol.open_channel())
+    async def work(connect: Connect) -> Answer:
+        caller = Caller(await (await connect()).open_channel())
         await caller.open(timeout)
         return await caller.call(exchange, queue, request, timeout)
 

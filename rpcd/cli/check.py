@@ -8,15 +8,17 @@ import click
 import msgspec
 
 from rpcd.amqp.plan import Plan
-from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.rehearsal import Finding, Rehearsal
-from rpcd.cli.broker import end, talk
+from rpcd.cli.broker import Connect, end, talk
 from rpcd.config import CONFIG, assemble
 from rpcd.core.address import address
 from rpcd.core.errors import BrokerRefused, ExitCode, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
+
+WIDE = 250
+"""Columns of a table that goes to a file or a pipe, where nothing needs to be folded."""
 
 
 @click.command()
@@ -60,10 +62,20 @@ def _rehearse(settings: Settings, plans: list[Plan]) -> list[Finding]:
             steps.append(item)
     replies = any(plan.section.reply != "none" for plan in plans)
 
-    async def work(protocol: AmqpProtocol) -> list[Finding]:
-        return await Rehearsal(protocol).run(steps, replies)
+    rehearsal = Rehearsal()
+    left: list[str] = []
 
-    return talk(address(settings.broker, heartbeat(os.environ)), work)
+    async def work(connect: Connect) -> list[Finding]:
+        try:
+            return await rehearsal.run(await connect(), steps, replies)
+        finally:
+            if rehearsal.made:  # over a connection of its own: a wrong declaration may have cost the first one
+                left.extend(await rehearsal.remove(await connect()))
+
+    findings = talk(address(settings.broker, heartbeat(os.environ)), work)
+    for name in left:
+        click.echo(f"left behind, because it is in use by now: {name}", err=True)
+    return findings
 
 
 def _code(findings: list[Finding]) -> int:
@@ -87,7 +99,7 @@ def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     table = Table("consumer", "queue", "handler", "workers", "prefetch", "on_error", box=None, pad_edge=False)
     for plan in plans:
         section = plan.section
@@ -110,4 +122,4 @@ def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
     for finding in errors:
         click.echo(str(finding.error), err=True)
     if not errors:
-        console.print(f"\n{config}: all is well")
+        click.echo(f"\n{config}: all is well")

@@ -5,9 +5,8 @@ import uuid
 import click
 
 from rpcd.amqp.outbox import Outbox
-from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import bounded
-from rpcd.cli.broker import broker_options, choose, end, talk
+from rpcd.cli.broker import Connect, broker_options, choose, end, talk
 from rpcd.cli.call import parse
 from rpcd.core.errors import PublishRefused, Unroutable
 from rpcd.core.message import outgoing
@@ -38,7 +37,8 @@ def publish(
     """
     message = outgoing(exchange, key, parse(body), mandatory=not unroutable_is_fine, message_id=str(uuid.uuid4()))
 
-    async def work(protocol: AmqpProtocol) -> str:
+    async def work(connect: Connect) -> str:
+        protocol = await connect()
         outbox = Outbox(protocol.clock, timeout, timeout)
         await outbox.attach(await protocol.open_channel(), lambda _reason: None)
         try:

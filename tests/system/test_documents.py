@@ -1,0 +1,159 @@
+"""README, sample and examples do what they say."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from daemon import RPCD, Daemon
+from peer import Peer
+
+from rpcd.config import read
+from rpcd.core import settings
+from rpcd.core.outcome import TABLE
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+SAMPLE = ROOT / "etc/rpcd.toml"
+
+
+def block(language: str, first_line: str) -> str:
+    """Return the code block of the README that starts with a line."""
+    (found,) = re.findall(rf"```{language}\n({re.escape(first_line)}\n.*?)```", README, re.DOTALL)
+    return str(found)
+
+
+def test_the_readme_shows_the_outcome_table_as_it_is() -> None:
+    shown = README.partition("<!-- outcomes -->")[2].partition("<!-- /outcomes -->")[0].splitlines()[3:]
+    assert shown == [f"| {rule.what} | {rule.delivery} | {rule.reply} |" for rule in TABLE]
+
+
+@pytest.fixture
+def shop(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The README's handler and config, in an empty directory."""
+    (tmp_path / "shop.py").write_text(block("python", "# shop.py"))
+    (tmp_path / "shop.toml").write_text(block("toml", "# shop.toml"))
+    return tmp_path / "shop.toml"
+
+
+def test_the_readmes_shop_works_as_it_says(shop: pathlib.Path, url: str, peer: Peer) -> None:
+    environment = {**os.environ, "RABBITMQ_URL": url}
+    command = [str(RPCD), "check", "--config", "shop.toml", "--broker"]
+    done = subprocess.run(command, cwd=shop.parent, env=environment, capture_output=True, text=True, check=True)
+    assert "shop.toml: all is well" in done.stdout
+    assert not peer.exists("orders")  # nothing is left behind
+    daemon = Daemon(shop, url).ready()
+    (line,) = re.findall(r"\$ (rpcd call orders .*)\n(.*)", README)
+    done = subprocess.run(
+        [str(RPCD), "call", "orders", re.findall(r"'(.*)'", line[0])[0]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == line[1]
+    daemon.wait_for("packing .'tea'. on attempt 1")
+    assert daemon.stop() == 0
+    assert "closing what the constructor opened" in daemon.output
+    daemon.kill()
+
+
+def test_the_readmes_test_of_a_handler_works(shop: pathlib.Path) -> None:
+    (line,) = re.findall(r"In a test: `(.*)`", README)
+    code = f"import rpcd\nfrom shop import PlaceOrder\nprint({line})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=shop.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'accepted': 0}\n"
+
+
+def uncommented() -> str:
+    """Return the sample with every commented-out setting switched on."""
+    lines = SAMPLE.read_text().splitlines()
+    return "\n".join(re.sub(r"^# (\[[\w.]+\]|\w+ = )", r"\1", line) for line in lines)
+
+
+def test_the_sample_is_right_as_it_stands() -> None:
+    found, problems = read(str(SAMPLE), {})
+    assert problems == []
+    assert list(found.consumers) == ["orders"]
+
+
+def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path) -> None:
+    whole = tmp_path / "whole.toml"
+    whole.write_text(uncommented().replace("amqp://guest:guest@localhost:5672/", "amqps://guest:guest@localhost:5671/"))
+    (tmp_path / "cred").mkdir()
+    (tmp_path / "cred/rabbitmq").write_text("secret")
+    found, problems = read(str(whole), {"CREDENTIALS_DIRECTORY": str(tmp_path / "cred")})
+    assert [problem for problem in problems if not problem.path.startswith("broker.tls")] == []
+    for section, pattern in (
+        (settings.Broker, r"\[broker\]\n(.*?)\n# \[broker.tls"),
+        (settings.Tls, r"\[broker.tls\][^\n]*\n(.*?)\n\[service"),
+        (settings.Service, r"\[service\]\n(.*?)\n\[logging"),
+        (settings.Logging, r"\[logging\]\n(.*?)\n\[exchanges"),
+        (settings.Exchange, r"\[exchanges.shop\]\n(.*?)\n\[queues"),
+        (settings.Queue, r"\[queues.orders\]\n(.*?)\n\[consumers"),
+        (settings.Consumer, r"\[consumers.orders\]\n(.*?)\n\[consumers.orders.retry"),
+        (settings.Retry, r"\[consumers.orders.retry\]\n(.*?)\n\[consumers"),
+        (settings.Archive, r"\[consumers.orders.archive\]\n(.*?)\n\[consumers"),
+    ):
+        (text,) = re.findall(pattern, SAMPLE.read_text(), re.DOTALL)
+        named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)) | {"tls", "retry", "archive", "config"}
+        assert set(settings.sentences(section)) <= named, section
+    assert found.consumers["orders"].window == 2
+
+
+def test_the_demonstration_plays_its_five_scenes_and_leaves_nothing_running(tmp_path: pathlib.Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RABBITMQ_URL"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/demo/play.py")],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in (
+        '{"success":true,"data":{"number":1,"total":16.5},"message":null}',
+        "warehouse: packing tea, cup for order 1",
+        "mailer: thank you for order 1",
+        "payment: charged 16.5 on attempt 3",
+        '"message":"we do not deliver to the Moon"}',
+        "rpcd-demo.orders.archive holds b'{this is no JSON'",
+        "x-rpcd-reason: bad message: body",
+    ):
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    left = [path for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in _text(path)]
+    assert left == []
+
+
+def test_the_demonstration_cleans_up_on_somebodys_own_broker(url: str, peer: Peer) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/demo/play.py")],
+        env={**os.environ, "RABBITMQ_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not peer.exists("rpcd-demo.orders")
+    assert not peer.exists("rpcd-demo.orders.archive")
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_json_of_check_is_json(shop: pathlib.Path) -> None:
+    shop.write_text(shop.read_text().replace("workers = 4", "workers = 0"))
+    done = subprocess.run([str(RPCD), "check", "-c", str(shop), "--json"], capture_output=True, text=True, cwd=shop.parent)
+    assert done.returncode == 78
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["path"].endswith("consumers.orders.workers")
