@@ -41,8 +41,8 @@ class OutcomePublisher:
     """The queue's name, or its section's if the broker chooses it: retry and archive are named after it."""
     own_channel_replies: bool
     """Whether a reply through the default exchange goes out unconfirmed on its delivery's own channel."""
-    copies_lost: Callable[[str], None]
-    """Told when the broker has no queue for a copy: everything must be declared anew."""
+    again: Callable[[str], None]
+    """Makes the consumer's connection anew, which declares everything and has the broker deliver again."""
 
     @property
     def in_process(self) -> bool:
@@ -87,7 +87,7 @@ class OutcomePublisher:
         try:
             await self.publisher.copy(copy)
         except Unroutable as error:
-            self.copies_lost(f"a copy found no queue: {error}")
+            self.again(f"a copy found no queue: {error}")
             raise PublishTimeout(str(error)) from error
         except PublishError as error:
             await deferLater(self.reactor, REFUSED_SECONDS)  # it would come back at once, and be refused again

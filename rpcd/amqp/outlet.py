@@ -31,7 +31,7 @@ class ThreadOutlet:
         if isInIOThread():
             raise RuntimeError("publish_now blocks, so it can't be called on the reactor's thread")
         worker = self._workers.of_this_thread()
-        if worker is not None and worker.lost:
+        if worker is not None and worker.job is worker.overdue is not None:
             raise TimeLimitPassed("the time limit of this message has passed; nothing more is published for it")
         result: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._reactor.callFromThread(self._publish, outgoing, result)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.outcomes import OutcomePublisher, fields, report
@@ -151,8 +153,10 @@ class Settlement:
         direct = channel is not None and self._held is None
         for job in jobs:
             outcome = job.outcome
-            if outcome is None or job.claimed:
-                continue  # settled as overdue; see `late_halt`
+            if outcome is None or job.claimed:  # settled as overdue while it came to its end
+                if outcome is not None and outcome.halt is not None:
+                    self._halted(outcome.halt)  # its worker has stopped the others already
+                continue
             if direct and job.ledger is ledger and (outcome is ACKED or self._is_plain(outcome)):
                 job.claimed = True
                 if outcome.reply is not None:
@@ -190,13 +194,18 @@ class Settlement:
             self._orphaned(job, outcome)
             return
         self._settling.add(job)
-        settled = Deferred.fromCoroutine(self._settle(job, outcome))
-        settled.addErrback(
-            lambda failure: log.critical("settling failed: %s", failure.getTraceback(), extra=fields(job.message))
-        )
+        Deferred.fromCoroutine(self._settle(job, outcome)).addErrback(self._failed, job)
+
+    def _failed(self, failure: Failure, job: Job) -> None:
+        """Begin anew with a fresh connection when settling itself went wrong: the broker delivers the message again."""
+        self._settling.discard(job)
+        log.critical("settling failed: %s", failure.getTraceback(), extra=fields(job.message))
+        self._outcomes.again("a message could not be settled")
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         left = await self._outcomes.publish(job.message, outcome)
+        if left.verdict is Verdict.REQUEUE and left.step:
+            await deferLater(self._reactor, left.step / 1000)
         self._settling.discard(job)
         if job.ledger.closed:
             self._orphaned(job, _left(left))

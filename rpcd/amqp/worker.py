@@ -28,7 +28,7 @@ class DaemonPool(ThreadPool):
 class Worker:
     """One thread of a consumer: what it handles right now, and whether it is written off."""
 
-    __slots__ = ("_route", "_stopping", "bare", "handler", "job", "lock", "lost", "since", "thread")
+    __slots__ = ("_route", "_stopping", "bare", "handler", "job", "lock", "overdue", "since", "thread")
 
     def __init__(self, route: Route, stopping: threading.Event) -> None:
         """Make a worker that has no thread yet; `stopping` ends its attempts to make an instance."""
@@ -38,7 +38,8 @@ class Worker:
         self.lock.acquire()
         self.job: Job | None = None
         self.since = 0.0
-        self.lost = False
+        self.overdue: Job | None = None
+        """The job that this worker was written off over; it takes no other."""
         self.thread = 0
         self.handler: Handler | None = None
         self.bare: Any = None

@@ -118,11 +118,7 @@ class Workers:
         """Take out every job that has not started, in the order in which they came; running lanes go on."""
         with self._mutex:
             found = self._lanes.clear()
-            while self._jobs:
-                try:
-                    job = self._jobs.popleft()
-                except IndexError:
-                    break
+            while (job := self._take_any()) is not None:
                 if job.entered:
                     self._lanes.leave(job.key)
                 found.append(job)
@@ -131,20 +127,20 @@ class Workers:
     @property
     def running(self) -> list[Job]:
         """The jobs whose handlers run right now; those that are written off are done with."""
-        return [job for worker in self.workers if (job := worker.job) is not None and not worker.lost]
+        return [job for worker in self.workers if (job := worker.job) is not None and job is not worker.overdue]
 
     @property
     def lost(self) -> int:
         """How many written-off threads are still busy with what they were written off for."""
-        return sum(1 for worker in self.workers if worker.lost)
+        return sum(1 for worker in self.workers if worker.overdue is not None)
 
     def overdue(self, limit: float) -> Iterator[Job]:
         """Write off every worker that has been busy for longer than `limit` seconds, replace it, and yield its job."""
         now = time.monotonic()
         for worker in list(self.workers):
             job, since = worker.job, worker.since
-            if job is not None and not worker.lost and now - since > limit and worker.job is job:
-                worker.lost = True
+            if job is not None and worker.overdue is None and now - since > limit and worker.job is job:
+                worker.overdue = job
                 self._start_one()
                 yield job
 
@@ -182,17 +178,17 @@ class Workers:
         if worker.equip():
             self._reactor.callFromThread(self.ready.fire)
             self._work(worker)
-            worker.shut_down(TimeLimitPassed() if worker.lost else None)
+            worker.shut_down(TimeLimitPassed() if worker.overdue is not None else None)
         self._reactor.callFromThread(self._has_ended, worker)
 
     def _has_ended(self, worker: Worker | None) -> None:
         if worker in self.workers:
             self.workers.remove(worker)
-        if self._stopping.is_set() and all(each.lost for each in self.workers):
+        if self._stopping.is_set() and all(each.overdue is not None for each in self.workers):
             self.ended.fire()
 
     def _work(self, worker: Worker) -> None:
-        while not worker.lost and worker.handler is not None:
+        while worker.overdue is None and worker.handler is not None:
             job = None if self.held else self._take()
             if job is None:
                 if not self._park(worker):
@@ -221,10 +217,9 @@ class Workers:
 
     def _take_any(self) -> Job | None:
         try:
-            job = self._jobs.popleft()
+            return self._jobs.popleft()
         except IndexError:
             return None
-        return job
 
     def _take_in_lane(self) -> Job | None:
         """Take, open and enter the lane under one mutex, so that the order of each key is kept."""
@@ -245,7 +240,7 @@ class Workers:
         error = None
         if job.outcome is None and (job.entered or opened(job)):
             error = run(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
-        if worker.lost:  # settled as overdue: its outcome counts for nothing, its lane is free only now
+        if worker.overdue is job:  # it was settled as overdue; its lane is free only now
             worker.job = None
             self._pass_on(job)
             return None
@@ -257,7 +252,11 @@ class Workers:
             self._pass_on(job)
             self._replace(worker, job, error)
             return None
-        following = self._leave_lane(job) if job.entered else None
+        if worker.overdue is not None:  # written off just when its job came to an end: the job counts, the worker goes
+            self._pass_on(job)
+            following = None
+        else:
+            following = self._leave_lane(job) if job.entered else None
         self._finish(job)
         return following
 

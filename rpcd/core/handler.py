@@ -5,6 +5,7 @@ instance is never used by two threads at once; its constructor may take the cons
 """
 
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -103,6 +104,16 @@ def _takes_config(path: str, value: type) -> bool:
     raise HandlerError(
         f"{path}{signature} can't be made: a constructor takes nothing, or one argument, the consumer's config"
     )
+
+
+def check_finished(value: Any) -> None:
+    """Raise TypeError for a value that is work still to be done: to take it for a success would be to lose the message."""
+    kind = type(value)
+    if hasattr(kind, "__await__") or hasattr(kind, "__anext__") or isinstance(value, types.GeneratorType):
+        close = getattr(value, "close", None)
+        if callable(close):
+            close()
+        raise TypeError(f"the handler returned a {kind.__name__}, which nobody runs; return its result")
 
 
 def _shutdown(path: str, value: type) -> Callable[[Any, BaseException | None], None] | None:

@@ -19,6 +19,9 @@ from rpcd.core.reply import UNEXPECTED, Replies
 from rpcd.core.retry import Steps
 from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict
 
+REQUEUE_PAUSE = 1000
+"""Milliseconds that a failed message is held before `on_error = "requeue"` gives it back, so that nothing spins."""
+
 
 @attrs.frozen
 class Policy:
@@ -61,8 +64,13 @@ class Case:
     now: float
 
     def failure(self, text: str | None, data: Any = None) -> Outgoing | None:
-        """Build the failure reply, or None when nobody waits for one."""
-        return self.policy.replies.failure(self.message, text, data) if self.policy.replies.wanted(self.message) else None
+        """Build the failure reply, or None when nobody waits for one or may be answered."""
+        replies = self.policy.replies
+        return (
+            replies.failure(self.message, text, data)
+            if replies.wanted(self.message) and replies.allows(self.message)
+            else None
+        )
 
 
 @attrs.frozen
@@ -193,7 +201,7 @@ ON_ERROR: dict[str, Callable[[Case], Outcome]] = {
     "reply": _answer,
     "retry": _retry,
     "archive": lambda case: _archive(case, f"unexpected exception: {type(case.error).__name__}", UNEXPECTED),
-    "requeue": lambda _case: Outcome(Verdict.REQUEUE, "requeued", level=logging.ERROR),
+    "requeue": lambda _case: Outcome(Verdict.REQUEUE, step=REQUEUE_PAUSE, level=logging.ERROR),
     "drop": lambda case: Outcome(Verdict.REJECT, "dropped", reply=case.failure(UNEXPECTED), level=logging.ERROR),
     "halt": _stop,
 }

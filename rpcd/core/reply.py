@@ -17,7 +17,7 @@ import msgspec
 from rpcd.core.codec import encode_body, encode_json
 from rpcd.core.errors import ReplyRefused, ReplyUnencodable
 from rpcd.core.message import DIRECT_REPLY_TO, Message, Outgoing, Reply
-from rpcd.core.tables import ShortString
+from rpcd.core.tables import ShortString, short
 from rpcd.core.wire import Properties, write_properties
 
 ENVELOPE = "envelope"
@@ -78,6 +78,14 @@ class Replies:
         """Tell whether the sender waits for a reply that this consumer gives."""
         return message.properties.reply_to is not None and self.form != NONE
 
+    def allows(self, message: Message[Any]) -> bool:
+        """Tell whether a reply may be sent to where the sender wants it."""
+        try:
+            self.check(message.properties.reply_to or "")
+        except ReplyRefused:
+            return False
+        return True
+
     def check(self, reply_to: ShortString) -> None:
         """Raise ReplyRefused unless a reply may be sent to this name."""
         if reply_to in self._checked:
@@ -130,5 +138,6 @@ class Replies:
         target = message.properties.reply_to or ""
         properties = Properties(content_type=content_type, correlation_id=message.properties.correlation_id)
         exchange = message.exchange if self.via == REQUEST_EXCHANGE else ""
+        short(exchange, "the exchange")
         mandatory = not (isinstance(target, str) and target.startswith(DIRECT_REPLY_TO))
         return Outgoing(exchange, target, body, write_properties(properties), mandatory=mandatory)

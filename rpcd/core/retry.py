@@ -77,8 +77,8 @@ def deadline(headers: Mapping[str, Any], expiration: Any, timestamp: int | None,
         seconds = int(expiration) / 1000
     except (TypeError, ValueError, OverflowError):
         return None
-    if seconds < 0:
-        return None
+    if seconds <= 0:
+        return None  # 0 asks for delivery at once or never, and it was delivered
     if timestamp is not None and received - seconds <= timestamp + 1 <= received + CLOCK_SKEW:
         return timestamp + 1 + seconds
     return received + seconds

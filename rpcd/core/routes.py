@@ -8,7 +8,7 @@ import attrs
 
 from rpcd.core.codec import Codec
 from rpcd.core.errors import BadMessage, DeadlinePassed
-from rpcd.core.handler import Handler, Layer, Target
+from rpcd.core.handler import Handler, Layer, Target, check_finished
 from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import Policy, judge, success
 from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
@@ -48,10 +48,10 @@ class Route:
         """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or DeadlinePassed."""
         properties = message.properties
         headers = properties.headers
-        if headers is not None or properties.expiration is not None:
-            self._read_headers(message)
         if properties.reply_to is not None and self.policy.replies.wanted(message):
             self.policy.replies.check(properties.reply_to)
+        if headers is not None or properties.expiration is not None:
+            self._read_headers(message)
         self.check_deadline(message)
         payload = message.payload
         if len(payload) > self.max_body:
@@ -71,14 +71,22 @@ class Route:
         message.attempt = 1 + max(message.attempt - 1, counted(headers, COUNT_HEADER, self.policy.steps.attempts - 1))
         message.nacks = max(message.nacks, counted(headers, NACK_HEADER, MAX_NACKS))
         message.deadline = deadline(headers, properties.expiration, properties.timestamp, message.received)
-        if EXCHANGE_HEADER in headers and message.exchange == "" and message.routing_key == self.queue:
-            # Only what came through a retry step looks like this; elsewhere the header is a client's claim.
-            message.exchange = headers[EXCHANGE_HEADER]
-            message.routing_key = headers.get(ROUTING_KEY_HEADER, message.routing_key)
+        exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
+        if (
+            message.exchange == ""
+            and message.routing_key == self.queue
+            and isinstance(exchange, str)
+            and isinstance(key, str)
+        ):
+            # Only what came through a retry step looks like this; elsewhere the headers are a client's claim.
+            message.exchange, message.routing_key = exchange, key
 
     def run(self, message: Message[Any], handler: Handler) -> Outcome:
         """Call the handler and return the outcome of what it returned; what it raises comes through."""
-        return success(handler(message), message, self.policy)
+        value = handler(message)
+        if value is not None:
+            check_finished(value)
+        return success(value, message, self.policy)
 
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
         """Return the outcome of an exception."""

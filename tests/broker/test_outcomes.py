@@ -23,6 +23,10 @@ class Boom(Exception):
     pass
 
 
+async def later():
+    return 1
+
+
 def do(message):
     what = message.body["do"]
     if what == "return":
@@ -62,6 +66,10 @@ def do(message):
         return {"published": True}
     if what == "unencodable":
         return {"value": object()}
+    if what == "coroutine":
+        return later()
+    if what == "generator":
+        return (number for number in range(3))
     if what == "stuck":
         message.publish("", message.body["key"], {})
         stuck.wait(60)
@@ -69,6 +77,7 @@ def do(message):
 
 CONSUMER = """
 [queues.{name}]
+delivery_limit = 2
 type = "{type}"
 [consumers.{name}]
 queue = "{name}"
@@ -405,3 +414,19 @@ class TestAnyOtherException:
         for field in ("consumer=reply", "queue=reply", "message_id=m-17", "attempt=1", "verdict=ack", "error=Boom"):
             assert field in line
         assert "  | outcome_handlers.Boom: a secret text" in daemon.output
+
+
+class TestWorkThatNobodyWouldRun:
+    """A coroutine or a generator that a handler returns is no success, and neither is a hidden one."""
+
+    @pytest.mark.parametrize("what", ["coroutine", "generator"])
+    def test_is_an_unexpected_exception(self, peer: Peer, what: str) -> None:
+        peer.publish("archive", {"do": what})
+        failed = peer.get("archive.archive")
+        assert failed.headers["x-rpcd-exception"] == "TypeError"
+
+
+def test_a_bad_message_is_not_answered_where_no_reply_may_go(peer: Peer) -> None:
+    peer.publish("auto", b"{bad", reply_to="target", message_id="sly")
+    assert peer.get("auto.archive").properties.message_id == "sly"
+    assert peer.left("target") == []
