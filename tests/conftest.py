@@ -1,7 +1,10 @@
 """A private RabbitMQ node for the whole run, a virtual host for each test, and daemons that end with their test."""
 
 import itertools
+import os
 import pathlib
+import shutil
+import tempfile
 import textwrap
 from collections.abc import Iterator
 
@@ -15,13 +18,25 @@ BATCH = 25
 """Virtual hosts made by one call of rabbitmqctl, which takes half a second however many there are."""
 
 
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
-    """One broker for all tests that leave it alone."""
-    private = PrivateNode(tmp_path_factory.mktemp("node"))
+def make_node(factory: pytest.TempPathFactory, name: str) -> Iterator[PrivateNode]:
+    """Run a broker; RPCD_TEST_RABBITMQ_ROOT names the root of another system (debootstrap) whose RabbitMQ is to be used."""
+    other = os.environ.get("RPCD_TEST_RABBITMQ_ROOT")
+    if other is None:
+        private = PrivateNode(factory.mktemp(name))
+    else:
+        root = pathlib.Path(other)
+        private = PrivateNode(pathlib.Path(tempfile.mkdtemp(dir=root / "tmp")), root=root)
     private.start()
     yield private
     private.stop()
+    if other is not None:
+        shutil.rmtree(private.directory)
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """One broker for all tests that leave it alone."""
+    yield from make_node(tmp_path_factory, "node")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +96,4 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
 @pytest.fixture
 def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
     """A broker that a test may kill, stop and start."""
-    private = PrivateNode(tmp_path_factory.mktemp("own-node"))
-    private.start()
-    yield private
-    private.stop()
+    yield from make_node(tmp_path_factory, "own-node")

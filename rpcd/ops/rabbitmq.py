@@ -40,14 +40,14 @@ class NodeError(RuntimeError):
     """The private node could not be started or did not do what it was told; the text says what RabbitMQ said."""
 
 
-def server_scripts() -> Path | None:
-    """Find the directory of RabbitMQ's own scripts, or None when RabbitMQ is not installed.
+def server_scripts(root: Path = Path("/")) -> Path | None:
+    """Find the directory of RabbitMQ's own scripts below `root`, or None when RabbitMQ is not installed there.
 
     The wrappers in `sbin` insist on root or the user rabbitmq, so they are followed to what they wrap.
     """
     found = shutil.which("rabbitmq-server")
-    places = [Path(match) for pattern in _PLACES for match in sorted(Path("/").glob(pattern.lstrip("/")), reverse=True)]
-    if found:
+    places = [match for pattern in _PLACES for match in sorted(root.glob(pattern.lstrip("/")), reverse=True)]
+    if found and root == Path("/"):
         places.append(Path(found).resolve().parent)
     for place in places:
         if (place / "rabbitmq-server").exists() and (place / "rabbitmq-env").exists():
@@ -92,14 +92,19 @@ class PrivateNode:
     All methods block and may be called from any one thread. `url` is right as soon as `start` has returned.
     """
 
-    def __init__(self, directory: Path, plugins: Sequence[str] = (), extra_config: str = "") -> None:
-        """Prepare a node in an empty directory; nothing is started yet."""
-        scripts = server_scripts()
+    def __init__(self, directory: Path, plugins: Sequence[str] = (), extra_config: str = "", root: Path = Path("/")) -> None:
+        """Prepare a node in an empty directory; nothing is started yet.
+
+        `root` is the root of another system whose RabbitMQ is to be used (by chroot, as root); the directory is then
+        inside of it.
+        """
+        scripts = server_scripts(root)
         if scripts is None:
             raise NodeError(
                 "RabbitMQ is not installed: install the package rabbitmq-server (or name a broker by RABBITMQ_URL)"
             )
         self.scripts = scripts
+        self._root = root
         self.directory = directory
         self.port, self.dist_port, self.epmd_port = free_ports(3)
         self.name = f"rpcd{secrets.token_hex(4)}@localhost"
@@ -120,7 +125,7 @@ class PrivateNode:
     @property
     def environment(self) -> dict[str, str]:
         """The environment that the node and its control commands run in."""
-        directory = self.directory
+        directory = self._inside(self.directory)
         return {
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
             "LANG": "C.UTF-8",
@@ -138,6 +143,12 @@ class PrivateNode:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1",
         }
+
+    def _inside(self, path: Path) -> Path:
+        return Path("/") / path.relative_to(self._root)
+
+    def _command(self, *words: str) -> list[str]:
+        return [*words] if self._root == Path("/") else ["chroot", str(self._root), *words]
 
     def url(self, virtual_host: str = "/", username: str = "guest", password: str = "guest") -> str:  # noqa: S107  # RabbitMQ's own
         """Return the AMQP URL of a virtual host of this node."""
@@ -158,7 +169,7 @@ class PrivateNode:
         output = self.directory / "log" / "start.log"
         with output.open("ab") as sink:
             self._server = subprocess.Popen(
-                [str(self.scripts / "rabbitmq-server")],
+                self._command(str(self._inside(self.scripts) / "rabbitmq-server")),
                 env=self.environment,
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
@@ -176,10 +187,10 @@ class PrivateNode:
 
     def _start_epmd(self) -> None:
         """Start an epmd of our own, so that its pid is known and it ends with the node."""
-        epmd = shutil.which("epmd")
+        epmd = shutil.which("epmd") if self._root == Path("/") else "epmd"
         if self._epmd is None and epmd:
             self._epmd = subprocess.Popen(
-                [epmd, "-port", str(self.epmd_port), "-address", "127.0.0.1"],
+                self._command(epmd, "-port", str(self.epmd_port), "-address", "127.0.0.1"),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -220,7 +231,7 @@ class PrivateNode:
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl with these arguments and return what it printed; raise NodeError when it fails."""
         done = subprocess.run(
-            [str(self.scripts / "rabbitmqctl"), "--quiet", *arguments],
+            self._command(str(self._inside(self.scripts) / "rabbitmqctl"), "--quiet", *arguments),
             env=self.environment,
             cwd=self.directory,
             stdin=subprocess.DEVNULL,

@@ -63,7 +63,8 @@ def test_a_queue_brings_its_archive_and_its_retry_steps(start: StartDaemon, node
     for wanted in ('{"x-message-ttl",500}', '{"x-dead-letter-routing-key","orders"}', "at-least-once", "reject-publish"):
         assert wanted in queues["orders.retry.500"]["arguments"]
     assert '{"x-max-length",1000}' in queues["orders.archive"]["arguments"]
-    assert "x-delivery-limit" not in queues["orders.archive"]["arguments"]  # RabbitMQ 3 would take -1 for "drop at once"
+    limit = '{"x-delivery-limit",-1}' in queues["orders.archive"]["arguments"]
+    assert limit is (int(node.ctl("version").partition(".")[0]) >= 4)  # RabbitMQ 3 takes -1 for "drop at once"
 
 
 def test_messages_come_through_topic_fanout_and_headers_exchanges(start: StartDaemon, peer: Peer) -> None:
@@ -254,4 +255,4 @@ def test_an_unknown_exchange_type_exits_78(start: StartDaemon) -> None:
         wait=False,
     )
     assert daemon.wait() == 78
-    assert "exchanges.odd: the broker refused exchange 'odd': the broker closed the connection: 503" in daemon.output
+    assert "exchanges.odd: the broker refused exchange 'odd': " in daemon.output
