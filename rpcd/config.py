@@ -6,6 +6,7 @@ Nothing is connected and no thread is started. Handlers are imported, which runs
 import difflib
 import importlib
 import importlib.util
+import inspect
 import socket
 import sys
 import time
@@ -50,7 +51,7 @@ def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Prob
         raise SettingsError([Problem(path, "is not UTF-8 text")]) from None
     try:
         parsed = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError([Problem(path, f"is not valid TOML: {error}")]) from None
     settings, problems = load(parsed, environment, lambda name: Path(name).read_text(encoding="utf-8"))
     problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
@@ -73,12 +74,27 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
                 problems.append(Problem(where, str(error)))
     if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
         try:
-            resolve(settings.service.on_start)
+            check_start(settings.service.on_start)
         except HandlerError as error:
             problems.append(Problem("service.on_start", str(error)))
     if problems:
         raise SettingsError([Problem(f"{path}: {each.path}", each.what, each.remedy) for each in problems])
     return settings, [plan(settings, name, targets[name]) for name in settings.consumers]
+
+
+def check_start(path: str) -> None:
+    """Import what `on_start` names and check that it can be called without arguments; raise HandlerError."""
+    value = resolve(path)
+    if not callable(value):
+        raise HandlerError(f"{path} is of type {type(value).__name__}, which can't be called")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: the start itself will tell
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise HandlerError(f"{path}{signature} can't be called without arguments: {error}") from None
 
 
 def checked_target(path: str) -> Target:
@@ -106,6 +122,8 @@ def _exists(module_name: str) -> bool:
         return importlib.util.find_spec(module_name) is not None
     except (ImportError, AttributeError, ValueError):
         return module_name in sys.modules
+    except BaseException:  # noqa: BLE001  # a parent package failed while it was imported: `_imported` says how
+        return True
 
 
 def _imported(module_name: str, path: str) -> Any:
@@ -141,6 +159,8 @@ def _member(value: Any, names: Iterable[str], path: str) -> Any:
             close = difflib.get_close_matches(name, dir(value), 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise HandlerError(f"{path}: {getattr(value, '__name__', value)!r} has no {name!r}{hint}") from None
+        except BaseException as error:  # a module's own `__getattr__` is the user's code, too
+            raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
     return value
 
 

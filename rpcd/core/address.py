@@ -21,7 +21,9 @@ _TOLERATED = frozenset(
 MAX_HEARTBEAT = 65535
 """Seconds: AMQP has 16 bits for it."""
 
-_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:@/]+))(?::(?P<port>\d+))?")
+_DIGITS = 5
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:@/]+))(?::(?P<port>\d{1,5}))?")
 
 
 class AddressError(ValueError):
@@ -62,6 +64,8 @@ def address(broker: Broker, heartbeat: int | None = None) -> Address:
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     userinfo, _, hosts = authority.rpartition("@")
+    if "@" in path or "@" in query:
+        raise AddressError("user name, password and virtual host must be percent-encoded: there is an @ behind a / or ?")
     username, _, password = userinfo.partition(":")
     return Address(
         hosts=_hosts(hosts, PORTS[scheme]),
@@ -76,10 +80,10 @@ def address(broker: Broker, heartbeat: int | None = None) -> Address:
 
 def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
     found = []
-    for part in text.split(","):
+    for number, part in enumerate(text.split(","), 1):
         match = _HOST.fullmatch(part.strip())
         if match is None or int(match["port"] or 1) not in range(1, 65536):
-            raise AddressError(f"{part.strip()!r} is not a host or HOST:PORT")
+            raise AddressError(f"number {number} of its hosts is not a host or HOST:PORT")  # it may be a password
         found.append((match["v6"] or unquote(match["name"]), match["port"]))
     last = found[-1][1]
     return tuple((host, int(port or last or default_port)) for host, port in found)
@@ -97,6 +101,6 @@ def _heartbeat(query: str, default: int) -> int:
 
 def whole(text: str) -> int:
     """Read a heartbeat; raise AddressError unless it is a whole number of seconds from 0 to 65535."""
-    if not text.isascii() or not text.isdigit() or int(text) > MAX_HEARTBEAT:
-        raise AddressError(f"the heartbeat {text!r} is not a whole number of seconds from 0 to {MAX_HEARTBEAT}")
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or int(text) > MAX_HEARTBEAT:
+        raise AddressError(f"the heartbeat {text[:20]!r} is not a whole number of seconds from 0 to {MAX_HEARTBEAT}")
     return int(text)

@@ -1,5 +1,6 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -47,14 +48,34 @@ def decode_json(kind: Any) -> Decode:
         try:
             return decode(payload)
         except msgspec.ValidationError as error:
-            reason, _, place = str(error).partition(" - at `$")
-            raise BadMessage("body" + place.rstrip("`"), reason) from None
+            raise BadMessage(*_without_values(str(error))) from None
         except msgspec.DecodeError as error:
             raise BadMessage("body", "empty" if not payload else str(error)) from None
+        except UnicodeDecodeError:
+            raise BadMessage("body", "not UTF-8") from None
         except RecursionError:
             raise BadMessage("body", "JSON is nested too deeply") from None
 
     return opened
+
+
+_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
+_SAFE = re.compile(
+    r"Expected `[^`]*`(?:, got `[^`]*`| matching regex .*| [<>=]+ [-0-9.e]+| of length .*|.* multiple of .*)?"
+    r"|Object missing required field `[^`]*`"
+    r"|Integer value out of range|Number out of range"
+    r"|Invalid (?:RFC3339 encoded \w+|UUID|base64 encoded string|decimal string|epoch timestamp|ISO8601 duration)"
+    r"|(Invalid enum value|Invalid value|Object contains unknown field) .*",
+    re.DOTALL,
+)
+
+
+def _without_values(text: str) -> tuple[str, str]:
+    """Split msgspec's words into place and reason; what could be a value of the body, or a user's own words, is left out."""
+    found = _PLACE.search(text)
+    reason, place = (text[: found.start()], found[1]) if found else (text, "")
+    safe = _SAFE.fullmatch(reason)
+    return "body" + place, "not valid" if safe is None else safe[1] or reason
 
 
 def decode_text(payload: bytes) -> str:

@@ -22,6 +22,10 @@ class ExitCode(enum.IntEnum):
     """The config, a handler or an argument of a queue is wrong."""
 
 
+MAX_EXIT_CODE = 255
+"""A process has 8 bits for it: more would end it with another code than was asked for."""
+
+
 class ReplyCode(enum.IntEnum):
     """AMQP's numbers for why a channel or connection was closed, those that rpcd acts on; AMQP 0-9-1, section 1.1."""
 
@@ -93,6 +97,8 @@ class HaltConsumer(RpcdError):
     def __init__(self, exit_code: int = 0, reason: str | None = None, requeue: bool = False) -> None:
         """Name the exit code (one that is not 0 stops the whole service at once); `requeue` gives the message back."""
         super().__init__(exit_code, reason, requeue)
+        if not 0 <= exit_code <= MAX_EXIT_CODE:
+            raise ValueError(f"an exit code is 0 to {MAX_EXIT_CODE}, not {exit_code}")
         self.exit_code = exit_code
         self.reason = reason
         self.requeue = requeue
@@ -106,9 +112,12 @@ class BadMessage(RpcdError):
 
     def __init__(self, place: str, reason: str) -> None:
         """Name the place and the reason, never a value: both are sent to the caller and written to the archive."""
-        super().__init__(f"{place}: {reason}")
+        super().__init__(place, reason)
         self.place = place
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
 
 
 class ReplyRefused(RpcdError):

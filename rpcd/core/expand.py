@@ -54,7 +54,10 @@ class Expander:
             if inside is None:
                 return "$"
             value = self._value(inside)
-            return quote(value, safe="") if encode else value
+            try:
+                return quote(value, safe="") if encode else value
+            except UnicodeEncodeError:
+                raise ExpansionError(f"${{{inside}}} is not UTF-8 text") from None
 
         return _PATTERN.sub(one, text)
 
@@ -86,4 +89,6 @@ class Expander:
             raise ExpansionError(f"{shown} can't be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:
             raise ExpansionError(f"{shown} is not UTF-8 text") from error
+        except ValueError as error:
+            raise ExpansionError(f"{shown} can't be read: {error}") from error
         return text.removesuffix("\n").removesuffix("\r")

@@ -4,10 +4,12 @@ A function or a callable object is shared by all workers of its consumer. A clas
 instance is never used by two threads at once; its constructor may take the consumer's own config.
 """
 
+import concurrent.futures
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -59,7 +61,7 @@ def target(path: str, value: Any) -> Target:
     if not callable(value):
         raise HandlerError(f"{path} is {_kind(value)}, which can't be called")
     if not inspect.isclass(value):
-        called = value if inspect.isroutine(value) else value.__call__
+        called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
         return Target(path, value, False, False, None, body_type(called))
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
@@ -109,7 +111,11 @@ def _takes_config(path: str, value: type) -> bool:
 def check_finished(value: Any) -> None:
     """Raise TypeError for a value that is work still to be done: to take it for a success would be to lose the message."""
     kind = type(value)
-    if hasattr(kind, "__await__") or hasattr(kind, "__anext__") or isinstance(value, types.GeneratorType):
+    if (
+        hasattr(kind, "__await__")
+        or hasattr(kind, "__anext__")
+        or isinstance(value, types.GeneratorType | concurrent.futures.Future)
+    ):
         close = getattr(value, "close", None)
         if callable(close):
             close()
@@ -120,19 +126,22 @@ def _shutdown(path: str, value: type) -> Callable[[Any, BaseException | None], N
     method = getattr(value, "shutdown", None)
     if not callable(method):
         return None
-    for arguments in ((None, None), (None,)):
+    if inspect.iscoroutinefunction(method):
+        raise HandlerError(f"{path}.shutdown is async; it is a plain method here")
+    bound = 0 if isinstance(inspect.getattr_static(value, "shutdown"), classmethod | staticmethod) else 1
+    for extra in (1, 0):
         try:
-            inspect.signature(method).bind(*arguments)
+            inspect.signature(method).bind(*[None] * (bound + extra))
         except (TypeError, ValueError):
             continue
-        return (lambda made, error: made.shutdown(error)) if arguments[1:] else (lambda made, _error: made.shutdown())
+        return (lambda made, error: made.shutdown(error)) if extra else (lambda made, _error: made.shutdown())
     raise HandlerError(f"{path}.shutdown{inspect.signature(method)} can't be called: it takes nothing, or the exception")
 
 
 def body_type(called: Callable[..., Any]) -> Any:
     """Return T of the annotation `Message[T]` on the first argument that has one, or `Any`."""
     try:
-        hints = typing.get_type_hints(called)
+        hints = typing.get_type_hints(called.func if isinstance(called, functools.partial) else called)
     except Exception:  # noqa: BLE001  # annotations are the user's code: names that exist for type checkers only, say
         return Any
     hints.pop("return", None)
@@ -143,6 +152,21 @@ def body_type(called: Callable[..., Any]) -> Any:
     return Any
 
 
+def _parts(info: Any, seen: set[int]) -> Iterator[Any]:
+    """Go through a type and everything that it is made of."""
+    if id(info) in seen:
+        return
+    seen.add(id(info))
+    yield info
+    if isinstance(info, tuple | list):
+        for each in info:
+            yield from _parts(each, seen)
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
+        for name in info.__struct_fields__:
+            if name not in ("cls", "default", "default_factory"):
+                yield from _parts(getattr(info, name), seen)
+
+
 def check_body_type(path: str, kind: Any) -> None:
     """Raise HandlerError for a body type that messages can't be decoded to."""
     if kind is Any or kind is bytes:
@@ -151,7 +175,7 @@ def check_body_type(path: str, kind: Any) -> None:
         info = msgspec.inspect.type_info(kind)
     except (TypeError, NameError) as error:
         raise HandlerError(f"{path}: a body can't be decoded to {kind!r}: {error}") from None
-    if isinstance(info, msgspec.inspect.CustomType):
+    if any(isinstance(each, msgspec.inspect.CustomType) for each in _parts(info, set())):
         raise HandlerError(
             f"{path}: a body can't be decoded to {kind!r}: use a dataclass, attrs class, TypedDict, Struct or builtin type"
         )

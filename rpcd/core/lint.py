@@ -31,6 +31,7 @@ def lint(settings: Settings) -> list[Problem]:
         *_service(settings),
         *_exchanges(settings),
         *_queues(settings),
+        *_twice(settings),
         *_consumers(settings),
         *_shared(settings),
     ]
@@ -71,8 +72,22 @@ def _exchanges(settings: Settings) -> Iterator[Problem]:
         yield from _arguments(f"{path}.arguments", exchange.arguments)
         if not settings.exchange_name(key):
             yield Problem(path, "the default exchange can't be declared", "remove the section; it always exists")
+        if len(exchange.type.encode(errors="replace")) > MAX_SHORT:
+            yield Problem(f"{path}.type", f"more than {MAX_SHORT} bytes")
         if not exchange.type:
             yield Problem(f"{path}.type", "empty", "expected direct, fanout, topic or headers")
+
+
+def _twice(settings: Settings) -> Iterator[Problem]:
+    for kind, sections, name in (
+        ("queues", settings.queues, settings.queue_name),
+        ("exchanges", settings.exchanges, settings.exchange_name),
+    ):
+        first: dict[str, str] = {}
+        for key in sections:
+            other = first.setdefault(name(key), key)
+            if other != key and name(key):
+                yield Problem(f"{kind}.{key}", f"its name is that of {kind}.{other}", "keep one of them")
 
 
 def _name(path: str, name: str, section: Exchange | Queue) -> Iterator[Problem]:
@@ -89,6 +104,9 @@ def _queues(settings: Settings) -> Iterator[Problem]:
         yield from _name(path, name, queue)
         yield from _arguments(f"{path}.arguments", queue.arguments)
         for index, binding in enumerate(queue.bindings):
+            for number, key_ in enumerate(binding.routing_keys):
+                if len(key_.encode(errors="replace")) > MAX_SHORT:
+                    yield Problem(f"{path}.bindings[{index}].routing_keys[{number}]", f"more than {MAX_SHORT} bytes")
             yield from _arguments(f"{path}.bindings[{index}].arguments", binding.arguments)
         if queue.type == "quorum" and (queue.exclusive or queue.auto_delete or queue.durable is False or not name):
             yield Problem(

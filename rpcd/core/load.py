@@ -1,6 +1,7 @@
 """Parsed TOML -> settings: every mistake is found at once, and each names its path and the way out."""
 
 import difflib
+import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -39,7 +40,8 @@ def load(parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFi
     problems = [*expander.problems, *mistakes]
     if not any(problem.path.startswith("broker") for problem in problems):
         problems += _address_problems(settings, environment)
-    return settings, problems + lint(settings)
+    empty = not parsed.get("consumers")  # else those that are missing now were taken out, and it was said why
+    return settings, problems + [problem for problem in lint(settings) if empty or problem.path != "consumers"]
 
 
 def heartbeat(environment: Mapping[str, str]) -> int | None:
@@ -72,8 +74,8 @@ def _structure(raw: dict[str, Any]) -> tuple[Settings, list[Problem]]:
             if all(problem in problems for problem in fresh):
                 raise SettingsError(problems) from error  # a mistake that can't be taken out must not be looked at for ever
             problems += fresh
-            for path, _kind, mistake in found:
-                _take_out(raw, path, mistake)
+            for path, kind, mistake in found:
+                _take_out(raw, path, kind, mistake)
             raw = _sweep(raw)
 
 
@@ -82,7 +84,8 @@ def _exact(kind: type, wanted: str) -> Callable[[Any, Any], Any]:
 
     def hook(value: Any, _target: Any) -> Any:
         if type(value) is not kind:
-            raise ValueError(f"expected {wanted}, got {_shown(value)}")
+            got = "a number" if kind is str and type(value) in (int, float) else _shown(value)  # it may be a password
+            raise ValueError(f"expected {wanted}, got {got}")
         return value
 
     return hook
@@ -142,6 +145,7 @@ def _origin(kind: Any) -> Any:
     return typing.get_origin(kind)
 
 
+@functools.cache
 def _converter() -> Any:
     converter: Any = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, wanted in ((str, "a string"), (bool, "true or false"), (int, "a whole number")):
@@ -189,27 +193,34 @@ def _problem(path: Path, kind: Any, mistake: BaseException) -> Iterator[Problem]
 _GONE = object()
 
 
-def _take_out(raw: dict[str, Any], path: Path, mistake: BaseException) -> None:
-    """Remove what is at fault from the raw tree; what lacks a required key goes as a whole."""
-    if isinstance(mistake, KeyError):
+def _take_out(raw: dict[str, Any], path: Path, kind: Any, mistake: BaseException) -> None:
+    """Remove what is at fault from the raw tree; a section whose required key is missing or wrong goes as a whole."""
+    if isinstance(mistake, ForbiddenExtraKeysError):
+        for key in mistake.extra_fields:
+            _at(raw, path).pop(key, None)
+        return
+    if isinstance(mistake, KeyError) or _required(kind, path[-1]):
         path = path[:-1]
-    keys: Any = mistake.extra_fields if isinstance(mistake, ForbiddenExtraKeysError) else {path[-1]}
-    holder: Any = raw
-    for part in path if isinstance(mistake, ForbiddenExtraKeysError) else path[:-1]:
-        holder = _inside(holder, part)
-    for key in keys:
-        if isinstance(holder, list):
-            holder[key] = _GONE  # keeps the places of its neighbours until all mistakes are taken out
-        elif isinstance(holder, dict):
-            holder.pop(key, None)
-            if path[:-1] in (("queues",), ("exchanges",)) and key == path[-1]:
-                holder[key] = {}  # others may refer to it: one mistake is not to look like several
+    holder: Any = _at(raw, path[:-1])
+    last: Any = path[-1]
+    if isinstance(holder, list):
+        holder[last] = _GONE  # keeps the places of its neighbours until all mistakes are taken out
+    elif isinstance(holder, dict):
+        holder.pop(last, None)
+        if path[:-1] in (("queues",), ("exchanges",)):
+            holder[last] = {}  # others may refer to it: one mistake is not to look like several
 
 
-def _inside(holder: Any, part: str | int) -> Any:
-    if isinstance(holder, dict):
-        return holder.get(part)
-    return holder[part] if isinstance(holder, list) and isinstance(part, int) else None
+def _required(kind: Any, name: str | int) -> bool:
+    return attrs.has(kind) and any(field.name == name and field.default is attrs.NOTHING for field in attrs.fields(kind))
+
+
+def _at(raw: Any, path: Path) -> Any:
+    """Return what is at a path, or an empty table where another mistake has already been taken out."""
+    part: Any
+    for part in path:
+        raw = raw.get(part, {}) if isinstance(raw, dict) else raw[part] if isinstance(raw, list) else {}
+    return raw
 
 
 def _sweep(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What arrived, what is to be sent, and what a handler answers: values only."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +18,9 @@ DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 EXCHANGE_HEADER = "x-rpcd-exchange"
 ROUTING_KEY_HEADER = "x-rpcd-routing-key"
 """Where a copy keeps the exchange and the key that the message was first published with."""
+
+MAX_PROPERTIES = 131_072 - 8 - 12
+"""Bytes that the properties of a message may have: one frame of RabbitMQ's, less its envelope and the content header."""
 
 PERSISTENT = 2
 """The delivery mode of what must survive a broker's restart."""
@@ -250,15 +254,24 @@ def outgoing(
         priority=priority,
         correlation_id=correlation_id,
         reply_to=reply_to,
-        expiration=None if expiration is None else str(max(0, round(expiration * 1000))),
+        expiration=None if expiration is None else _milliseconds(expiration),
         message_id=message_id,
         type=type,
     )
     short(exchange, "the exchange")
     short(routing_key, "the routing key")
-    return Outgoing(
-        exchange, routing_key, payload, write_properties(properties), mandatory=mandatory, token=message_id or ""
-    )
+    encoded = write_properties(properties)
+    if len(encoded) > MAX_PROPERTIES:
+        raise ValueError(
+            f"headers and properties have {len(encoded)} bytes; AMQP's one frame for them holds {MAX_PROPERTIES}"
+        )
+    return Outgoing(exchange, routing_key, payload, encoded, mandatory=mandatory, token=message_id or "")
+
+
+def _milliseconds(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        raise ValueError("an expiration is a finite number of seconds")
+    return str(max(0, round(seconds * 1000)))
 
 
 def bare_headers(entries: list[bytes], **added: Any) -> bytes:

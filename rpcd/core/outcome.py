@@ -48,7 +48,7 @@ def judge(error: BaseException, message: Message[Any], policy: Policy, now: floa
     case = Case(error, message, policy, now)
     try:
         outcome = rule_for(type(error)).decide(case)
-    except Exception as fault:  # noqa: BLE001  # data that JSON can't hold, a subclass of Retry without a delay, ...
+    except BaseException as fault:  # noqa: BLE001  # data that JSON can't hold, a subclass of Retry without a delay, ...
         outcome = _by_policy(attrs.evolve(case, error=fault))
     outcome.error = type(error).__name__
     return outcome

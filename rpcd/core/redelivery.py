@@ -96,7 +96,8 @@ class Redeliveries:
         times = Counter(key for key, _ in seen)
         kept = {key: known for key, known in self._known.items() if now - known.since < KEPT_SECONDS and key not in times}
         fresh = {key: known for key, known in seen if key is not None and known is not None and times[key] == 1}
-        self._known = dict(itertools.islice((kept | fresh).items(), KEPT))
+        known = kept | fresh
+        self._known = dict(itertools.islice(known.items(), max(0, len(known) - KEPT), None))
 
     def finished(self, job: Job, outcome: Outcome, now: float) -> None:
         """Keep the outcome of a job that came to its end after its connection had died."""

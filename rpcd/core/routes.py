@@ -1,6 +1,7 @@
 """Which handler answers which messages, with which policy; what can be decided is decided when a route is built."""
 
 import operator
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,10 +77,10 @@ class Route:
             message.exchange == ""
             and message.routing_key == self.queue
             and isinstance(exchange, str)
-            and isinstance(key, str)
+            and isinstance(key, str | bytes)
         ):
             # Only what came through a retry step looks like this; elsewhere the headers are a client's claim.
-            message.exchange, message.routing_key = exchange, key
+            message.exchange, message.routing_key = exchange, typing.cast("str", key)  # as it first arrived
 
     def run(self, message: Message[Any], handler: Handler) -> Outcome:
         """Call the handler and return the outcome of what it returned; what it raises comes through."""

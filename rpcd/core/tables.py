@@ -18,6 +18,9 @@ MAX_DEPTH = 16
 MAX_SHORT = 255
 """Bytes that a short string may have."""
 
+_DECIMAL_DIGITS = 11
+"""More digits before the point than AMQP's decimals have."""
+
 ShortString: TypeAlias = str | bytes
 """At most 255 bytes of UTF-8; bytes when what came was not UTF-8, and echoed unchanged."""
 
@@ -64,6 +67,8 @@ def read_headers(encoded: bytes, offset: int) -> tuple[Headers, int]:
 def _read_table(into: dict[str, Any], encoded: bytes, offset: int, end: int, depth: int) -> None:
     while offset < end:
         stop = offset + 1 + encoded[offset]
+        if stop >= end:
+            raise ValueError("the header table is cut")
         key = text(encoded[offset + 1 : stop])
         value, offset = _read_value(encoded, stop, end, depth)
         if isinstance(key, str):  # a name that is no text can't be asked for; it stays in the raw bytes
@@ -75,14 +80,15 @@ def _read_value(encoded: bytes, offset: int, end: int, depth: int) -> tuple[Any,
     offset += 1
     fixed = _FIXED.get(kind)
     if fixed is not None:
+        _check_end(offset + fixed.size, end)
         return _fixed_value(kind, fixed.unpack_from(encoded, offset)), offset + fixed.size
     if kind not in _COUNTED:
         raise ValueError(f"field type {chr(kind)!r} is unknown")
+    _check_end(offset + _U32.size, end)
     (size,) = _U32.unpack_from(encoded, offset)
     offset += 4
     stop = offset + size
-    if stop > end:
-        raise ValueError("a field is longer than its table")
+    _check_end(stop, end)
     if kind == ord("S"):
         return text(encoded[offset:stop]), stop
     if kind == ord("x"):
@@ -98,6 +104,11 @@ def _read_value(encoded: bytes, offset: int, end: int, depth: int) -> tuple[Any,
         value, offset = _read_value(encoded, offset, stop, depth + 1)
         array.append(value)
     return array, stop
+
+
+def _check_end(stop: int, end: int) -> None:
+    if stop > end:
+        raise ValueError("a field is longer than its table")
 
 
 def _fixed_value(kind: int, parts: tuple[Any, ...]) -> Any:
@@ -164,7 +175,7 @@ def table(values: Mapping[str, Any]) -> bytes:
 
 
 def _value(value: Any, name: ShortString, depth: int) -> bytes:
-    if depth > MAX_DEPTH:
+    if depth >= MAX_DEPTH and isinstance(value, (Mapping, list, tuple)):
         raise ValueError(f"header {name!r} is nested deeper than {MAX_DEPTH}")
     for kind, encode in _ENCODERS:
         if isinstance(value, kind):
@@ -184,8 +195,9 @@ def _decimal(value: decimal.Decimal, name: ShortString, _depth: int) -> bytes:
     exponent = value.as_tuple().exponent
     if isinstance(exponent, int):
         places = max(0, -exponent)
-        scaled = int(value.scaleb(places))
-        if places <= MAX_SHORT and -(1 << 31) <= scaled < 1 << 31:
+        fits = places <= MAX_SHORT and value.adjusted() < _DECIMAL_DIGITS  # else scaling it could take for ever
+        scaled = int(value.scaleb(places)) if fits else 0
+        if fits and -(1 << 31) <= scaled < 1 << 31:
             return b"D" + struct.pack(">Bi", places, scaled)
     raise ValueError(f"header {name!r}: the decimal does not fit")
 

@@ -129,6 +129,8 @@ def _work_arguments(settings: Settings, key: str, queue: Queue) -> dict[str, Any
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": archive_queue(settings.queue_name(key) or key),
     }
+    if queue.type == "classic":
+        chosen["x-queue-type"] = "classic"
     if not classic:
         chosen |= {
             "x-queue-type": "quorum",
