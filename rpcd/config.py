@@ -168,7 +168,7 @@ def plan(settings: Settings, name: str, handler: Target) -> Plan:
     """Build the plan of one consumer: its route with everything that is decided at start, and what it declares."""
     section = settings.consumers[name]
     queue = settings.queue_name(section.queue)
-    own = frozenset().union(*(lint.own_queues(settings, key) for key in settings.queues))
+    own = {name for key in settings.queues for name in lint.own_queues(settings, key)}
     replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
     longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
     route = Route(

@@ -16,7 +16,7 @@ ReadFile = Callable[[str], str]
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 """The environment variable by which systemd names the directory of a unit's credentials; see systemd.exec(5)."""
 
-_PATTERN = re.compile(r"\$(?:\$|\{(?P<inside>[^{}]*)\})")
+_PATTERN = re.compile(r"\$(?:\$|\{(?P<inside>[^{}]*)\}|(?P<open>\{))")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -50,6 +50,8 @@ class Expander:
         """Expand one string; `encode` percent-encodes what is put in, as a URL needs it."""
 
         def one(match: re.Match[str]) -> str:
+            if match["open"]:
+                raise ExpansionError("a ${ without its }; for these two characters themselves, write $${")
             inside = match["inside"]
             if inside is None:
                 return "$"

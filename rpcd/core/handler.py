@@ -139,10 +139,17 @@ def _shutdown(path: str, value: type) -> Callable[[Any, BaseException | None], N
 
 
 def body_type(called: Callable[..., Any]) -> Any:
-    """Return T of the annotation `Message[T]` on the first argument that has one, or `Any`."""
+    """Return T of the annotation `Message[T]` on the first argument that has one, or `Any`.
+
+    Raises HandlerError for one that can't be resolved.
+    """
+    bare = called.func if isinstance(called, functools.partial) else called
     try:
-        hints = typing.get_type_hints(called.func if isinstance(called, functools.partial) else called)
-    except Exception:  # noqa: BLE001  # annotations are the user's code: names that exist for type checkers only, say
+        hints = typing.get_type_hints(bare)
+    except Exception as error:  # noqa: BLE001  # annotations are the user's code: names for type checkers only, say
+        for said in getattr(bare, "__annotations__", {}).values():
+            if "Message[" in str(said):  # else what it asks for would silently not be checked
+                raise HandlerError(f"the annotation {said!r} can't be resolved at run time: {error}") from None
         return Any
     hints.pop("return", None)
     for hint in hints.values():

@@ -150,10 +150,9 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 
 def _limits(path: str, consumer: Consumer) -> Iterator[Problem]:
-    if not consumer.workers <= consumer.window <= MAX_16_BITS:
-        yield Problem(
-            f"{path}.prefetch", f"expected from {consumer.workers} (the workers) to {MAX_16_BITS}, got {consumer.window}"
-        )
+    least = 1 if consumer.lock == "*" else consumer.workers  # one at a time: the other workers idle, but nothing waits
+    if not least <= consumer.window <= MAX_16_BITS:
+        yield Problem(f"{path}.prefetch", f"expected from {least} (the workers) to {MAX_16_BITS}, got {consumer.window}")
     if not consumer.time_limit:
         yield Problem(f"{path}.time_limit", "no handler can run in 0 seconds")
     if consumer.max_reply < SMALLEST_REPLY:
@@ -222,5 +221,5 @@ def own_queues(settings: Settings, key: str) -> set[str]:
     """Return the names of a queue and of all that rpcd adds to it: no reply is ever sent there."""
     name = settings.queue_name(key)
     steps = {delay for consumer in settings.consumers.values() if consumer.queue == key for delay in consumer.retry.delays}
-    helpers = {retry_queue(name, milliseconds(delay)) for delay in steps} if name else set()
-    return {name or key, archive_queue(name or key)} | helpers
+    retries = {retry_queue(name, milliseconds(delay)) for delay in steps} if name else set()
+    return {name or key, archive_queue(name or key)} | retries

@@ -63,14 +63,15 @@ class Case:
     policy: Policy
     now: float
 
+    @property
+    def answerable(self) -> bool:
+        """Whether somebody waits for a reply and may be sent one."""
+        replies = self.policy.replies
+        return replies.wanted(self.message) and replies.allows(self.message)
+
     def failure(self, text: str | None, data: Any = None) -> Outgoing | None:
         """Build the failure reply, or None when nobody waits for one or may be answered."""
-        replies = self.policy.replies
-        return (
-            replies.failure(self.message, text, data)
-            if replies.wanted(self.message) and replies.allows(self.message)
-            else None
-        )
+        return self.policy.replies.failure(self.message, text, data) if self.answerable else None
 
 
 @attrs.frozen
@@ -182,13 +183,13 @@ def trace(error: BaseException) -> str:
 
 
 def _answer(case: Case) -> Outcome:
-    if case.policy.replies.wanted(case.message):
+    if case.answerable:
         return Outcome(Verdict.ACK, "answered as failed", reply=case.failure(UNEXPECTED), level=logging.ERROR)
     return _archive(case, f"nobody to answer: {type(case.error).__name__}", None)
 
 
 def _auto(case: Case) -> Outcome:
-    return _answer(case) if case.policy.replies.wanted(case.message) else _retry(case)
+    return _answer(case) if case.answerable else _retry(case)
 
 
 def _stop(case: Case) -> Outcome:

@@ -8,7 +8,8 @@ broker's permissions can't narrow that, so the name check here is what keeps a c
 import base64
 import binascii
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import attrs
@@ -70,7 +71,7 @@ class Replies:
     form: str = ENVELOPE
     via: str = DEFAULT_EXCHANGE
     allowed: tuple[str, ...] = ()
-    own_queues: Collection[str] = frozenset()
+    own_queues: AbstractSet[str] = frozenset()
     max_reply: int = 8 * 1024 * 1024
     _checked: set[str] = attrs.field(factory=set, init=False)
 
@@ -85,6 +86,11 @@ class Replies:
         except ReplyRefused:
             return False
         return True
+
+    def never_to(self, queue: str) -> None:
+        """Never reply to this queue of rpcd's own, which the broker has just named; reactor, ahead of its deliveries."""
+        self.own_queues = self.own_queues | {queue}
+        self._checked.discard(queue)
 
     def check(self, reply_to: ShortString) -> None:
         """Raise ReplyRefused unless a reply may be sent to this name."""

@@ -48,9 +48,9 @@ class Steps:
         """Return the step at an index in milliseconds (the last one beyond the end), or None when there are no steps."""
         if not self.delays:
             return None
-        steps = self.milliseconds[min(index, len(self.delays) - 1) :]
+        steps = self.milliseconds
         wanted = 0.0 if minimum is None else minimum * 1000
-        return next((step for step in steps if step >= wanted), max(steps))
+        return next((step for step in steps[min(index, len(steps) - 1) :] if step >= wanted), max(steps))
 
 
 def milliseconds(seconds: float) -> int:

@@ -28,7 +28,7 @@ def setting(sentence: str, default: Any = attrs.NOTHING, *, secret: bool = False
     metadata = {"sentence": sentence}
     if isinstance(default, list | dict):
         kind = type(default)
-        return attrs.field(factory=lambda: kind(default), metadata=metadata, kw_only=True)
+        return attrs.field(factory=lambda: kind(default), metadata=metadata, repr=not secret, kw_only=True)
     return attrs.field(default=default, metadata=metadata, repr=not secret, kw_only=True)
 
 
@@ -196,7 +196,7 @@ class Consumer:
     exclusive: bool = setting("Whether no other consumer may have the queue.", False)
     retry: Retry = setting("When a message is tried again.", Retry())
     archive: Archive = setting("Where a message goes that was given up.", Archive())
-    config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {})
+    config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {}, secret=True)
 
     @property
     def steps(self) -> Steps:

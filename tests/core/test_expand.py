@@ -83,6 +83,8 @@ def test_every_form_of_expansion(text: str, becomes: str) -> None:
         ("${file:}", "${file:} can't be read: No such file or directory"),
         ("${file:/etc/binary}", "${file:/etc/binary} is not UTF-8 text"),
         ("${credential:nope}", "${credential:nope} can't be read: No such file or directory"),
+        ("amqp://${HOST", "a ${ without its }; for these two characters themselves, write $${"),
+        ("${A${HOST}", "a ${ without its }; for these two characters themselves, write $${"),
         ("${credential:}", "'' is not a credential's name"),
         ("${credential:../key}", "'../key' is not a credential's name"),
     ],

@@ -388,7 +388,6 @@ def listed(message: rpcd.Message[list[Order]]) -> None: ...
         (untyped, Any),
         (bare, Any),
         (any_body, Any),
-        (unknown_name, Any),
         (type_variable, Any),
         (other_first, Any),
         (returns_message, Any),
@@ -397,6 +396,12 @@ def listed(message: rpcd.Message[list[Order]]) -> None: ...
 )
 def test_the_body_type_is_what_the_messages_annotation_says(called: Any, kind: Any) -> None:
     assert body_type(called) == kind
+
+
+@pytest.mark.parametrize("called", [unknown_name, functools.partial(unknown_name)])
+def test_a_type_that_cannot_be_found_is_no_reason_to_check_nothing(called: Any) -> None:
+    with pytest.raises(HandlerError, match=r"'rpcd.Message\[NowhereToBeFound\]' can't be resolved at run time"):
+        body_type(called)
 
 
 @pytest.mark.parametrize("value", [function, Plain, Inherits, Plain(), functools.partial(function)], ids=str)

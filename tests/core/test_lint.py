@@ -253,6 +253,7 @@ def test_a_mistake_about_a_consumer(consumer: Any, problem: str) -> None:
         {"prefetch": 65535},
         {"accept": ["*/*", "text/plain", "application/vnd.shop+json"]},
         {"lock": "*"},
+        {"lock": "*", "workers": 8},
         {"lock": "body.customer.name"},
         {"retry": {"delays": []}},
         {"retry": {"delays": [], "attempts": 1}},

@@ -220,6 +220,13 @@ def test_a_caller_that_may_not_be_answered_is_never_answered(on_error: str) -> N
         assert judge(error, came, policy(on_error), NOW).reply is None
 
 
+@pytest.mark.parametrize(("on_error", "verdict"), [("auto", Verdict.RETRY), ("reply", Verdict.ARCHIVE)])
+def test_nothing_is_acked_for_an_answer_that_may_not_be_sent(on_error: str, verdict: Verdict) -> None:
+    came = message()
+    came.properties.reply_to = "payments"
+    assert judge(Boom(), came, policy(on_error), NOW).verdict is verdict
+
+
 @pytest.mark.parametrize("on_error", POLICIES)
 def test_a_refused_publication_says_why_and_needs_no_trace(on_error: str) -> None:
     outcome = judge(errors.PublishRefused("no exchange 'shop'"), message(), policy(on_error), NOW)

@@ -172,6 +172,16 @@ def test_whether_a_message_may_be_answered_can_be_asked(reply_to: Any, allowed: 
     assert Replies(own_queues=OWN).allows(asked(reply_to)) is allowed
 
 
+def test_a_queue_that_the_broker_has_just_named_is_never_answered_to() -> None:
+    replies = Replies(own_queues=OWN)
+    replies.check("amq.gen-ours")
+    replies.never_to("amq.gen-ours")
+    for name in ("amq.gen-ours", *OWN):
+        with pytest.raises(ReplyRefused):
+            replies.check(name)
+    replies.check("amq.gen-theirs")
+
+
 def test_direct_reply_to_works_through_the_default_exchange_only() -> None:
     with pytest.raises(ReplyRefused):
         Replies(via="request-exchange").check(REAL[0])

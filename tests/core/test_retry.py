@@ -49,6 +49,10 @@ def test_with_more_attempts_than_steps_the_last_step_serves_again() -> None:
     assert [steps.after(attempt) for attempt in range(1, 7)] == [1000, 2000, 2000, 2000, 2000, None]
 
 
+def test_a_longer_step_that_lies_behind_is_taken_when_none_ahead_is_long_enough() -> None:
+    assert Steps((60.0, 1.0), 5).after(2, 30.0) == 60_000
+
+
 def test_with_fewer_attempts_than_steps_the_rest_is_not_used() -> None:
     assert [Steps((1.0, 2.0, 3.0), 2).after(attempt) for attempt in (1, 2)] == [1000, None]
 
