@@ -29,10 +29,10 @@ KEPT_SECONDS = 600.0
 """How long an outcome is remembered after its connection died."""
 
 LARGEST = 64 * 1024
-"""Replies longer than this many bytes are not kept to be sent once more."""
+"""A message whose reply is longer than this many bytes is not remembered: it runs again."""
 
 LARGEST_KEPT = 1024 * 1024
-"""Messages longer than this many bytes are not kept with their outcome: they run again."""
+"""Nor is one that is longer than this many bytes, once its first run has ended."""
 
 _EDGE = 4096
 
@@ -76,20 +76,25 @@ class Known:
 class Redeliveries:
     """What one consumer knows of messages that may come again; reactor only. Times are monotonic, in seconds."""
 
-    def __init__(self) -> None:
-        """Know nothing."""
-        self._recent: deque[tuple[Key, Outcome]] = deque(maxlen=KEPT)
+    def __init__(self, window: int = KEPT) -> None:
+        """Know nothing; `window` is the prefetch: not more acks than that can be on their way at a time.
+
+        Twice as many are remembered, for the acks of one batch are not written in the order in which its jobs are told.
+        """
+        self._recent: deque[tuple[Key, Outcome | None]] = deque(maxlen=min(2 * window, KEPT))
         self._known: dict[Key, Known] = {}
 
     def settled(self, job: Job, reply: Outgoing | None) -> None:
         """Remember a job whose ack is on its way and could be lost; `reply` is what was sent unconfirmed, if anything."""
         key = key_of(job.message)
         if key is not None:
-            self._recent.append((key, done(reply)))
+            self._recent.append((key, done(reply) if reply is None or len(reply.body) <= LARGEST else None))
 
     def connection_lost(self, running: Iterable[Job], unstarted: Iterable[Job], now: float) -> None:
         """Turn what was in hand into what can be recognised."""
-        seen: list[tuple[Key | None, Known | None]] = [(key, Known(now, None, outcome)) for key, outcome in self._recent]
+        seen: list[tuple[Key | None, Known | None]] = [
+            (key, None if outcome is None else Known(now, None, outcome)) for key, outcome in self._recent
+        ]
         seen += [(key_of(job.message), Known(now, job, None)) for job in running]
         seen += [(key_of(job.message), None) for job in unstarted]
         self._recent.clear()
@@ -104,7 +109,8 @@ class Redeliveries:
         key = key_of(job.message)
         if key is None or key not in self._known:
             return
-        if len(job.message.payload) > LARGEST_KEPT:
+        reply = outcome.reply
+        if len(job.message.payload) > LARGEST_KEPT or (reply is not None and len(reply.body) > LARGEST):
             del self._known[key]
         else:
             self._known[key] = Known(now, job, outcome)
@@ -122,4 +128,4 @@ def done(reply: Outgoing | None) -> Outcome:
     """Return what is left to do for a message whose publications are safe: its ack, and its reply once more."""
     if reply is None:
         return ACKED
-    return Outcome(Verdict.ACK, "already done", reply=reply if len(reply.body) <= LARGEST else None, level=logging.DEBUG)
+    return Outcome(Verdict.ACK, "already done", reply=reply, level=logging.DEBUG)

@@ -225,9 +225,30 @@ def test_a_huge_message_is_not_kept_with_its_outcome() -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(LARGEST, True), (LARGEST + 1, False)])
-def test_a_long_reply_is_not_kept_but_its_ack_is(size: int, kept: bool) -> None:
-    outcome = done(reply(size))
-    assert (outcome.verdict, outcome.reply is not None) == (Verdict.ACK, kept)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_has_a_long_reply_runs_again_rather_than_leaving_its_caller_without_one(
+    size: int, kept: bool, late: bool
+) -> None:
+    redeliveries, running = Redeliveries(), job("a")
+    if late:
+        redeliveries.connection_lost([running], [], 10.0)
+        redeliveries.finished(running, done(reply(size)), 10.0)
+    else:
+        redeliveries.settled(running, reply(size))
+        redeliveries.connection_lost([], [], 10.0)
+    known = redeliveries.recognise(job("a").message, 10.0)
+    assert (known is not None) is kept
+    if known is not None:
+        assert known.outcome is not None
+        assert known.outcome.reply is not None
+
+
+def test_not_more_is_remembered_than_can_be_on_its_way() -> None:
+    redeliveries = Redeliveries(window=2)
+    for name in "abcdef":
+        redeliveries.settled(job(name), None)
+    redeliveries.connection_lost([], [], 10.0)
+    assert [name for name in "abcdef" if redeliveries.recognise(job(name).message, 10.0)] == ["c", "d", "e", "f"]
 
 
 def test_not_more_is_remembered_than_may_be() -> None:
