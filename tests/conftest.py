@@ -1,6 +1,7 @@
 """A private RabbitMQ node for the whole run, a virtual host for each test, and daemons that end with their test."""
 
 import itertools
+import logging
 import os
 import pathlib
 import shutil
@@ -13,6 +14,8 @@ from daemon import Daemon, StartDaemon
 from peer import Peer
 
 from rpcd.ops.rabbitmq import PrivateNode
+
+logging.getLogger("pika").setLevel(logging.CRITICAL + 1)  # pages for each refused connection; a failed test shows the error
 
 BATCH = 25
 """Virtual hosts made by one call of rabbitmqctl, which takes half a second however many there are."""

@@ -6,6 +6,7 @@ no running service. Whoever starts a node ends it; `with private_node(directory)
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -36,6 +37,10 @@ loopback_users.guest = true
 """
 
 
+_PORTS = range(20_000, 32_000)
+"""Below the 32,768 and more that systems give to clients by themselves; see ip(7), ip_local_port_range."""
+
+
 class NodeError(RuntimeError):
     """The private node could not be started or did not do what it was told; the text says what RabbitMQ said."""
 
@@ -56,12 +61,19 @@ def server_scripts(root: Path = Path("/")) -> Path | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody listens on right now, all different."""
+    """Return loopback ports that nobody uses right now, all different.
+
+    They lie below those that Linux gives to clients: a broker that restarts must find its port free, and a client that
+    tries to reach a port of its own range while nobody listens there may end up connected to itself.
+    """
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(found) < count:
+            port = random.choice(_PORTS)  # noqa: S311  # any will do
+            with contextlib.suppress(OSError):  # in use: the next one
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def answers(port: int, seconds: float = 1.0) -> bool:
