@@ -18,7 +18,7 @@ from rpcd.amqp.waiting import WaitTooLong
 from rpcd.config import CONFIG, read
 from rpcd.core import settings
 from rpcd.core.address import Address, AddressError, address
-from rpcd.core.errors import BrokerRefused, ExitCode, RpcdError, SettingsError, Unroutable
+from rpcd.core.errors import BrokerRefused, ExitCode, PublishRefused, RpcdError, SettingsError, Unroutable
 from rpcd.core.load import heartbeat
 from rpcd.ops.logs import quieten_pika
 
@@ -103,6 +103,8 @@ def _explain(where: Address, failure: Any) -> NoReturn:
         end(str(error), ExitCode.TEMPFAIL)
     if isinstance(error, Unroutable):
         end(str(error), UNAVAILABLE)
+    if isinstance(error, PublishRefused):
+        end(str(error), 1)
     if isinstance(error, RpcdError):
         end(f"{where.safe_url}: {error}", UNAVAILABLE)
     if isinstance(error, KeyboardInterrupt):

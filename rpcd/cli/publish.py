@@ -6,9 +6,8 @@ import click
 
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.waiting import bounded
-from rpcd.cli.broker import Connect, broker_options, choose, end, talk
+from rpcd.cli.broker import Connect, broker_options, choose, talk
 from rpcd.cli.call import parse
-from rpcd.core.errors import PublishRefused, Unroutable
 from rpcd.core.message import outgoing
 
 
@@ -37,17 +36,11 @@ def publish(
     """
     message = outgoing(exchange, key, parse(body), mandatory=not unroutable_is_fine, message_id=str(uuid.uuid4()))
 
-    async def work(connect: Connect) -> str:
+    async def work(connect: Connect) -> None:
         protocol = await connect()
         outbox = Outbox(protocol.clock, timeout, timeout)
         await outbox.attach(await protocol.open_channel(), lambda _reason: None)
-        try:
-            await bounded(outbox.publish(message), timeout, protocol.clock, "the confirm")
-        except (PublishRefused, Unroutable) as error:
-            return str(error)
-        return ""
+        await bounded(outbox.publish(message), timeout, protocol.clock, "the confirm")
 
-    refused = talk(choose(config, url), work)
-    if refused:
-        end(refused, 69 if "no queue takes" in refused else 1)
+    talk(choose(config, url), work)
     click.echo(f"published to exchange {exchange!r} with key {key!r}")

@@ -1,30 +1,10 @@
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from sections import built
 
 from rpcd.core.lint import dotted, lint, own_queues
-from rpcd.core.settings import Archive, Binding, Broker, Consumer, Exchange, Queue, Retry, Service, Settings, Tls
-
-
-def built(sections: Mapping[str, Any]) -> Settings:
-    """Make settings from nested tables, of which each is right by itself."""
-    broker = dict(sections.get("broker", {}))
-    return Settings(
-        broker=Broker(**{**broker, "tls": Tls(**broker.get("tls", {}))}),
-        service=Service(**sections.get("service", {})),
-        exchanges={key: Exchange(**section) for key, section in sections.get("exchanges", {}).items()},
-        queues={
-            key: Queue(**{**section, "bindings": [Binding(**each) for each in section.get("bindings", [])]})
-            for key, section in sections.get("queues", {}).items()
-        },
-        consumers={
-            key: Consumer(
-                **{**section, "retry": Retry(**section.get("retry", {})), "archive": Archive(**section.get("archive", {}))}
-            )
-            for key, section in sections.get("consumers", {}).items()
-        },
-    )
+from rpcd.core.settings import Settings
 
 
 def settings(**sections: Any) -> Settings:
