@@ -60,8 +60,8 @@ class Caller:
         if self._channel.reason is not None:
             answer.errback(self._channel.reason)
             return answer
-        self._calls[correlation_id] = answer
         self._channel.publish(request)
+        self._calls[correlation_id] = answer
         return bounded(answer, seconds, self._channel.clock, "the reply", lambda: self._calls.pop(correlation_id, None))
 
     def _on_reply(self, _inner: object, _method: object, properties: Properties, body: bytes) -> None:

@@ -15,6 +15,9 @@ from rpcd.core.errors import ConsumerCancelled
 from rpcd.core.message import Outgoing
 from rpcd.core.wire import Properties, ack_frame, nack_frame, publish_frames
 
+_HEADER_OVERHEAD = 20
+"""Bytes of a content header frame that are not its property list."""
+
 Ended: TypeAlias = Callable[[Exception], None]
 """Told once, on the reactor, why something came to its end."""
 
@@ -72,6 +75,8 @@ class Channel:
 
         Cancelling or timing out the Deferred is safe: a late answer is ignored.
         """
+        if self.reason is not None:  # perhaps before the channel closes: then pika would wait for an answer
+            return fail(self.reason)
         answer: Deferred[Any] = Deferred()
         self._calls.add(answer)
 
@@ -84,7 +89,7 @@ class Channel:
             getattr(self._inner, name)(callback=answered, **arguments)
         except Exception as error:  # noqa: BLE001  # pika raises some errors here and calls back others
             self._calls.discard(answer)
-            return fail(self.reason or self._translate(error))
+            return fail(self._translate(error))
         return answer
 
     def consume(self, queue: str, tag: str, on_delivery: OnDelivery, exclusive: bool, arguments: Any) -> Deferred[Any]:
@@ -121,7 +126,9 @@ class Channel:
         self._inner.add_on_return_callback(returned)
 
     def publish(self, outgoing: Outgoing) -> None:
-        """Write one publication; the caller checks `is_open` first."""
+        """Write one publication; the caller checks `is_open` first. Raises, and writes nothing, if no frame can hold it."""
+        if len(outgoing.properties) > self._frame_max - _HEADER_OVERHEAD:
+            raise ValueError(f"properties of {len(outgoing.properties)} bytes; the broker takes frames of {self._frame_max}")
         self._write(
             publish_frames(
                 self.number,

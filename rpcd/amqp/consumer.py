@@ -125,9 +125,10 @@ class Consumer:
         log.info("a reply came back, its caller has gone: %s %s, key %s", code, text, routing_key, extra=extra)
 
     def _on_channel_gone(self, reason: Exception) -> None:
-        self.workers.flush()
         unstarted = self.workers.take_back()
-        self.settlement.detach(reason, self.workers.running, unstarted)
+        running = self.workers.running
+        self.workers.flush()
+        self.settlement.detach(reason, [job for job in running if not job.claimed], unstarted)
 
     def _fields(self) -> dict[str, Any]:
         return {"consumer": self.name, "queue": self._source.queue}

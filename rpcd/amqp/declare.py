@@ -47,12 +47,17 @@ async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
             if error.code in _HARD_ERRORS:
                 raise BrokerRefused(f"{item.path}: the broker refused {_shown(item)}: {error}", ExitCode.CONFIG) from error
             raise
-    await channel.close()
+    await close(channel)
     return chosen
 
 
 async def _channel(protocol: AmqpProtocol) -> Channel:
     return await bounded(protocol.open_channel(), STEP_SECONDS, protocol.clock, "opening a channel")
+
+
+async def close(channel: Channel) -> None:
+    """Close a channel; fails with WaitTooLong if the broker does not answer."""
+    await bounded(channel.close(), STEP_SECONDS, channel.clock, "closing a channel")
 
 
 def _ask(channel: Channel, name: str, **arguments: Any) -> Deferred[Any]:
@@ -175,4 +180,4 @@ async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:
             raise
         remedy = "grant the permission `write` on `^amq\\.default$`"
         raise BrokerRefused(f"the broker refused to let rpcd {purpose}: {error}; {remedy}", ExitCode.NOPERM) from error
-    await channel.close()
+    await close(channel)

@@ -72,7 +72,10 @@ class Dial:
             endpoint = wrapClientTLS(client_options(broker.address.tls, host), endpoint)
         protocol = make_protocol(broker.address, self._title, broker.version, broker.reactor)
         self._connecting = endpoint.connect(Factory.forProtocol(lambda: protocol))
-        await self._connecting
+        try:
+            await bounded(self._connecting, limit, broker.reactor, "looking up its name and connecting")
+        finally:
+            self._connecting.cancel()  # does nothing to one that has fired
         self._connecting, self._protocol = None, protocol
         ready: Any = protocol.ready
         try:

@@ -107,11 +107,15 @@ class Outbox:
             self._backlog.popleft()
             if pending.deferred.called:
                 continue
+            try:
+                channel.publish(pending.outgoing)
+            except Exception as error:  # noqa: BLE001  # nothing was written, so it takes no number
+                pending.finish(PublishRefused(f"it can't be written: {error}"))
+                continue
             pending.sent, pending.returned = time.monotonic(), None
             self._flying[self._next] = pending
             self._next += 1
             self._bytes += size
-            channel.publish(pending.outgoing)
 
     def _land(self, number: int) -> Pending | None:
         pending = self._flying.pop(number, None)
@@ -181,12 +185,15 @@ class Outbox:
 
     def block(self, blocked: bool) -> None:
         """Be told that the broker takes nothing for now, or again: publications wait, and no time limit runs meanwhile."""
-        now = time.monotonic()
-        if self.blocked and not blocked:
-            for pending in (*self._flying.values(), *self._backlog):
-                pending.expires += now - self._blocked_since
-        self._blocked_since = now
-        self.blocked = blocked
+        if blocked is self.blocked:
+            return
+        now, self.blocked = time.monotonic(), blocked
+        if blocked:
+            self._blocked_since = now
+            return
+        for pending in (*self._flying.values(), *self._backlog):
+            pending.expires += now - self._blocked_since
+            pending.sent += now - self._blocked_since
         self._send()
 
     def sweep(self) -> None:

@@ -5,6 +5,7 @@ pika keeps what it is good at: the handshake, heartbeats, the state of channels.
 reaches into pika at the places that `PRIVATE` lists; they are checked at start, not found missing in the night.
 """
 
+import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pika
 import pika.credentials
 import pika.exceptions
 import pika.frame
+import pika.spec
 from pika.adapters.twisted_connection import TwistedProtocolConnection
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -33,8 +35,8 @@ ABORT_AFTER = 2.0
 BLOCKED_TIMEOUT = 300.0
 """Seconds that the broker may keep a connection blocked (an alarm) before it is made anew."""
 
-_PROPERTIES = 19
-"""Where the property list begins in a content header frame."""
+_HEADER = struct.Struct(">BHIHHQ")
+"""A content header frame up to its property list: type, channel, size; class, weight, size of the body."""
 
 
 class AmqpProtocol(TwistedProtocolConnection):
@@ -84,7 +86,7 @@ class AmqpProtocol(TwistedProtocolConnection):
         try:
             inner = impl.channel(on_open_callback=wrap)
         except Exception as error:  # noqa: BLE001  # closed or closing: the caller learns why
-            opened.errback(self.reason or translate(error))
+            opened.errback(self._ended_by(error))
             return opened
         inner.add_on_close_callback(lambda _inner, reason: None if opened.called else opened.errback(self._ended_by(reason)))
         return opened
@@ -133,8 +135,8 @@ class AmqpProtocol(TwistedProtocolConnection):
         """Note the cause, let pika end its channels, then tell everyone who asked."""
         if self.reason is None and isinstance(reason.value, Exception):
             self.reason = reason.value
+        self.is_lost = True  # whoever hears of the end of a channel next may ask
         super().connectionLost(reason)
-        self.is_lost = True
         ended, self._ended = self._ended, []
         for each in ended:
             each(self.cause())
@@ -172,12 +174,15 @@ class AmqpProtocol(TwistedProtocolConnection):
         self.reader.feed(data)
 
     def _to_pika(self, frame: bytes) -> None:
+        """Hand a frame to pika; property lists are read here, as those of deliveries are: a stranger's may hold anything."""
         impl: Any = self._impl
-        _, decoded = pika.frame.decode_frame(frame)
+        if frame[0] == pika.spec.FRAME_HEADER:
+            _, channel, _, _, _, body_size = _HEADER.unpack_from(frame)
+            decoded: Any = pika.frame.Header(channel, body_size, read_properties(frame, _HEADER.size))
+        else:
+            _, decoded = pika.frame.decode_frame(frame)
         if decoded is None:
             raise ConnectionLost("the broker sent what is no AMQP frame")
-        if isinstance(decoded, pika.frame.Header):
-            decoded.properties = read_properties(frame, _PROPERTIES)  # tolerant, as for deliveries
         impl._process_frame(decoded)  # noqa: SLF001
 
 

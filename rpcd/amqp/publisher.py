@@ -50,6 +50,7 @@ class Publisher:
         self.ready = Once()
         self.connection = Connection("publisher", title, broker, self._serve, refused)
         self._plan = plan
+        self._refused = refused
         self._reactor = broker.reactor
         self._sweeping = LoopingCall(self._sweep)
         self._sweeping.clock = broker.reactor
@@ -85,7 +86,7 @@ class Publisher:
     async def _serve(self, protocol: AmqpProtocol) -> None:
         ended = Once()
         protocol.when_lost(ended.fail)
-        self._on_blocked(None)
+        protocol.when_lost(lambda _reason: self._block(False))  # an alarm ends with its connection: time limits run again
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
         await probe_default_exchange(protocol, "publish copies to the retry and archive queues")
         await self._open(protocol, self.copies, ended)
@@ -106,6 +107,10 @@ class Publisher:
                     log.warning("%s", error)
                 said = str(error)
                 await unless(ended, deferLater(self._reactor, MISSING_SECONDS))
+            except BrokerRefused as error:
+                if not self.ready.happened:  # the connection has served already, but nothing consumes yet
+                    self._refused(error)
+                raise
             else:
                 return
 
@@ -132,5 +137,8 @@ class Publisher:
     def _on_blocked(self, reason: str | None) -> None:
         if (reason is not None) != self.copies.blocked:
             log.warning("the broker %s", "takes publications again" if reason is None else f"blocks publishing: {reason}")
+        self._block(reason is not None)
+
+    def _block(self, blocked: bool) -> None:
         for outbox in (self.copies, self.publications):
-            outbox.block(reason is not None)
+            outbox.block(blocked)

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, probe_default_exchange
+from rpcd.amqp.declare import STEP_SECONDS, carry_out, close, probe_default_exchange
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import bounded
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ObjectMissing
@@ -78,7 +78,7 @@ class Rehearsal:
                 routing_key=probe.routing_key,
                 arguments=dict(probe.arguments),
             )
-            await channel.close()
+            await close(channel)
             return "allowed"
         exists = await self._exists(item)
         await carry_out(self._protocol, [item])
@@ -113,7 +113,7 @@ class Rehearsal:
                 await self._ask(channel, "queue_delete", queue=item.name)
             else:
                 await self._ask(channel, "exchange_delete", exchange=item.name, if_unused=True)
-            await channel.close()
+            await close(channel)
         except ChannelClosed:
             return False
         return True

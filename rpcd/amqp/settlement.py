@@ -19,7 +19,7 @@ from rpcd.amqp.channel import Channel
 from rpcd.amqp.outcomes import OutcomePublisher, fields, report
 from rpcd.amqp.waiting import Once
 from rpcd.core.errors import ConnectionLost, ReplyCode
-from rpcd.core.ledger import Ledger
+from rpcd.core.ledger import Ledger, State
 from rpcd.core.pipeline import Job
 from rpcd.core.redelivery import Redeliveries, done
 from rpcd.core.stats import Stats
@@ -135,8 +135,6 @@ class Settlement:
             extra=fields(job.message, outcome),
         )
         job.done()
-        if outcome.halt is not None:
-            self._halted(outcome.halt)
         twin, job.joined = job.joined, None
         if twin is None:
             self._redeliveries.finished(job, outcome, time.monotonic())
@@ -144,6 +142,7 @@ class Settlement:
             self._submit(twin)
         else:
             self._adopt(twin, job, outcome)
+        self._note_progress()
 
     # Outcomes -------------------------------------------------------------------------------------
 
@@ -165,6 +164,7 @@ class Settlement:
                 acked.append(job.tag)
             else:
                 self.claim(job, outcome)
+                direct = direct and self._held is None  # a halt holds back what comes behind it
         if acked and channel is not None:
             channel.ack(ledger.ack(acked))
             self._stats.acked += len(acked)
@@ -192,6 +192,8 @@ class Settlement:
         job.claimed = True
         if job.ledger.closed:
             self._orphaned(job, outcome)
+            if outcome.halt is not None:
+                self._halted(outcome.halt)
             return
         self._settling.add(job)
         Deferred.fromCoroutine(self._settle(job, outcome)).addErrback(self._failed, job)
@@ -201,25 +203,29 @@ class Settlement:
         self._settling.discard(job)
         log.critical("settling failed: %s", failure.getTraceback(), extra=fields(job.message))
         self._outcomes.again("a message could not be settled")
+        if job.outcome is not None and job.outcome.halt is not None:
+            self._halted(job.outcome.halt)
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
         left = await self._outcomes.publish(job.message, outcome)
         if left.verdict is Verdict.REQUEUE and left.step:
             await deferLater(self._reactor, left.step / 1000)
         self._settling.discard(job)
-        if job.ledger.closed:
+        halt, state = outcome.halt, job.ledger.state
+        if left.verdict is Verdict.RETRY and self._outcomes.in_process and state is State.DRAINING:
+            left.verdict = Verdict.REQUEUE  # a drain waits for no further attempt
+        if state is State.CLOSED:
             self._orphaned(job, _left(left))
         elif left.verdict is Verdict.RETRY and self._outcomes.in_process:
             self._sleep(job, left)
         elif self._held is not None:
             self._held.append((job, left))
-            if left.halt is not None:
-                self._halted(left.halt)
-        elif left.halt is not None:
+        elif halt is not None and state is State.OPEN:
             self._held = [(job, left)]  # until the consumer is cancelled
-            self._halted(left.halt)
         else:
             self._conclude(job, left)
+        if halt is not None:  # whatever became of what it publishes: the workers take nothing more
+            self._halted(halt)
 
     def _conclude(self, job: Job, outcome: Outcome) -> None:
         """Write what is left of a settled job: its reply, then its ack, nack or reject."""

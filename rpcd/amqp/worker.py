@@ -7,6 +7,7 @@ from typing import Any
 from twisted.python.threadpool import ThreadPool
 
 from rpcd.core.handler import Handler
+from rpcd.core.outcome import rule_for
 from rpcd.core.pipeline import Job
 from rpcd.core.routes import Route
 
@@ -44,6 +45,11 @@ class Worker:
         self.handler: Handler | None = None
         self.bare: Any = None
 
+    def take(self, job: Job, now: float) -> None:
+        """Have a job in hand from now on; `now` is monotonic, and first, for the reactor looks at both."""
+        self.since = now
+        self.job = job
+
     def equip(self) -> bool:
         """Make the handler, however often it takes; return False if it is time to end before that."""
         pause, longest = MAKE_SECONDS
@@ -62,6 +68,10 @@ class Worker:
             else:
                 return True
         return False
+
+    def is_spent_by(self, error: BaseException) -> bool:
+        """Tell whether the instance is to be shut down and replaced after an error: it can be, and nobody expected that."""
+        return self._route.target.shutdown is not None and rule_for(type(error)).error is BaseException
 
     def shut_down(self, error: BaseException | None) -> None:
         """Shut the instance down, if it can be, with what it failed by."""

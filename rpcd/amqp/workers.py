@@ -9,6 +9,8 @@ keeps a wake-up from being lost:
 - A worker that found nothing parks itself, *then* looks again before it sleeps.
 - A woken worker says that it is no longer under way *before* it takes, and wakes one more if it leaves jobs behind.
 - A result is appended, *then* the flag is tested; `_drain` clears the flag *before* it empties the deque.
+- A job reaches its next place before it leaves the last: queue or lane, a worker's hand, results. Taking is one step under
+  the mutex. So whoever looks for all jobs finds each if he looks in this order.
 
 With a lock in the config a worker takes a job, opens it and enters its lane under one mutex, which keeps the order of each
 key; without one, opening is unguarded. `hold` makes all workers stop taking; what runs goes on.
@@ -29,9 +31,9 @@ from rpcd.amqp.waiting import Once
 from rpcd.amqp.worker import Worker
 from rpcd.core.errors import TimeLimitPassed
 from rpcd.core.lanes import Lanes
-from rpcd.core.outcome import rule_for
 from rpcd.core.pipeline import Job, opened, run
 from rpcd.core.routes import Route
+from rpcd.core.verdict import Outcome, Verdict
 
 SETTLE_SECONDS = 180.0
 """How long a failed instance waits for its message to be settled before it is shut down all the same."""
@@ -79,11 +81,15 @@ class Workers:
         deferToThreadPool(self._reactor, self._pool, self._loop, worker).addErrback(self._broken, worker)
 
     def _broken(self, failure: Failure, worker: Worker) -> None:
-        """Replace a loop that was ended by an exception of rpcd itself."""
+        """Replace a loop that was ended by an exception of rpcd itself, and give back what it had in hand."""
         log.critical("a worker of %s ended: %s", self.route.consumer, failure.getTraceback())
         self._has_ended(worker)
         if not self._stopping.is_set():
             self._start_one()
+        if (job := worker.job) is not None:
+            job.outcome = Outcome(Verdict.REQUEUE, "an internal fault of rpcd")
+            self._on_finished([job])
+            self._leave_lane(job)
 
     def submit(self, job: Job) -> None:
         """Hand a job to the next free worker."""
@@ -118,7 +124,8 @@ class Workers:
         """Take out every job that has not started, in the order in which they came; running lanes go on."""
         with self._mutex:
             found = self._lanes.clear()
-            while (job := self._take_any()) is not None:
+            while self._jobs:
+                job = self._jobs.popleft()
                 if job.entered:
                     self._lanes.leave(job.key)
                 found.append(job)
@@ -126,8 +133,9 @@ class Workers:
 
     @property
     def running(self) -> list[Job]:
-        """The jobs whose handlers run right now; those that are written off are done with."""
-        return [job for worker in self.workers if (job := worker.job) is not None and job is not worker.overdue]
+        """The jobs that workers have in hand, but for those that have their outcome already."""
+        jobs = [job for worker in self.workers if (job := worker.job) is not worker.overdue and job is not None]
+        return [job for job in jobs if not job.claimed]
 
     @property
     def lost(self) -> int:
@@ -139,7 +147,7 @@ class Workers:
         now = time.monotonic()
         for worker in list(self.workers):
             job, since = worker.job, worker.since
-            if job is not None and worker.overdue is None and now - since > limit and worker.job is job:
+            if job is not None and not job.claimed and worker.overdue is None and now - since > limit and worker.job is job:
                 worker.overdue = job
                 self._start_one()
                 yield job
@@ -189,7 +197,7 @@ class Workers:
 
     def _work(self, worker: Worker) -> None:
         while worker.overdue is None and worker.handler is not None:
-            job = None if self.held else self._take()
+            job = None if self.held else self._take(worker)
             if job is None:
                 if not self._park(worker):
                     return
@@ -215,84 +223,78 @@ class Workers:
         self._waking = False
         return True
 
-    def _take_any(self) -> Job | None:
-        try:
-            return self._jobs.popleft()
-        except IndexError:
-            return None
+    def _take_any(self, worker: Worker) -> Job | None:
+        with self._mutex:
+            if not self._jobs:
+                return None
+            job = self._jobs.popleft()
+            worker.take(job, time.monotonic())
+        return job
 
-    def _take_in_lane(self) -> Job | None:
+    def _take_in_lane(self, worker: Worker) -> Job | None:
         """Take, open and enter the lane under one mutex, so that the order of each key is kept."""
         with self._mutex:
             while self._jobs:
                 job = self._jobs.popleft()
-                if job.entered or not opened(job):
-                    return job
-                if self._lanes.enter(job.key, job):
-                    job.entered = True
-                    return job
+                if not job.entered and opened(job):
+                    job.entered = self._lanes.enter(job.key, job)
+                    if not job.entered:
+                        continue
+                worker.take(job, time.monotonic())
+                return job
         return None
 
     def _handle(self, worker: Worker, job: Job) -> Job | None:
         """Carry one job to its outcome and return the next one of its lane, if it has one."""
-        worker.since = time.monotonic()
-        worker.job = job
         error = None
         if job.outcome is None and (job.entered or opened(job)):
             error = run(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
         if worker.overdue is job:  # it was settled as overdue; its lane is free only now
             worker.job = None
-            self._pass_on(job)
+            self._leave_lane(job)
             return None
         outcome = job.outcome
         if outcome is not None and outcome.halt is not None:
             self.held = True
-        worker.job = None
-        if error is not None and self.route.target.shutdown is not None and _unexpected(error):
-            self._pass_on(job)
+        if error is not None and worker.is_spent_by(error):
             self._replace(worker, job, error)
             return None
-        if worker.overdue is not None:  # written off just when its job came to an end: the job counts, the worker goes
-            self._pass_on(job)
-            following = None
-        else:
-            following = self._leave_lane(job) if job.entered else None
-        self._finish(job)
-        return following
+        # written off just when its job came to an end: the job counts, the worker goes
+        return self._finish(worker, job, stays=worker.overdue is None)
 
-    def _pass_on(self, job: Job) -> None:
-        """Leave a job's lane and let another worker take what waits in it."""
-        following = self._leave_lane(job) if job.entered else None
-        if following is not None:
-            self._jobs.appendleft(following)
-            self._wake()
-
-    def _leave_lane(self, job: Job) -> Job | None:
+    def _leave_lane(self, job: Job, worker: Worker | None = None) -> Job | None:
+        """Leave a job's lane, if it has one, and return the next job, which `worker` has in hand now; or leave it to all."""
+        if not job.entered:
+            return None
         with self._mutex:
             following = self._lanes.leave(job.key)
-            if following is not None:
-                following.entered = True
-                if self.held:
-                    self._jobs.appendleft(following)
-                    return None
-        return following
+            if following is None:
+                return None
+            following.entered = True
+            if worker is not None and not self.held:
+                worker.take(following, time.monotonic())
+                return following
+            self._jobs.appendleft(following)
+        if not self.held:
+            self._wake()
+        return None
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, worker: Worker, job: Job, *, stays: bool) -> Job | None:
+        """Hand in a finished job, let go of it, and return the next one of its lane for a worker that stays."""
         self._results.append(job)
+        following = self._leave_lane(job, worker if stays else None)
+        worker.job = following
         if not self._scheduled:
             self._scheduled = True
             self._reactor.callFromThread(self._drain)
+        return following
 
     def _replace(self, worker: Worker, job: Job, error: BaseException) -> None:
         """Wait until the message is settled, shut the failed instance down, and make another."""
         settled = threading.Event()
         job.waiter = settled.set
-        self._finish(job)
+        self._finish(worker, job, stays=False)
         settled.wait(SETTLE_SECONDS)
         worker.shut_down(error)
         worker.handler = None
         worker.equip()
-
-
-def _unexpected(error: BaseException) -> bool:
-    return rule_for(type(error)).error is BaseException
