@@ -26,6 +26,9 @@ LONGEST_PAUSE = 30.0
 LOGIN_TRIES = 3
 """How often a login is tried at first start before its refusal is believed."""
 
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+"""What no trouble with a network or a broker raises: a person needs to see where it came from."""
+
 log = logging.getLogger("rpcd.connection")
 
 Serve = Callable[[AmqpProtocol], Awaitable[None]]
@@ -104,6 +107,9 @@ class Connection:
                 self._dial = Dial(self._broker, self.title)
                 self.protocol = await self._dial.connect()
                 await self._serve(self.protocol)
+            except _FAULTS as fault:
+                log.exception("a fault of rpcd on the connection %s", self.name, extra={"connection": self.name})
+                error = fault
             except Exception as failed:  # noqa: BLE001  # whatever it was, the remedy is the same
                 error = failed
             protocol, self.protocol = self.protocol, None

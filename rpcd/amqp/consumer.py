@@ -52,7 +52,9 @@ class Consumer:
         outcomes = OutcomePublisher(
             broker.reactor, publisher, plan.route, plan.who, self.stats, plan.title, own_channel, self.connection.again
         )
-        self.settlement = Settlement(outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor)
+        self.settlement = Settlement(
+            outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
+        )
         self._replies_here = own_channel and plan.section.reply != NONE and plan.section.reply_via == DEFAULT_EXCHANGE
         self._reactor = broker.reactor
         self._publisher = publisher
@@ -96,6 +98,7 @@ class Consumer:
         channel.when_closed(self._on_channel_gone)
         channel.when_returned(self._on_return)
         self._source = Source(self.name, queue, self._outlet, new_id)
+        self.plan.route.policy.replies.never_to(queue)
         await self._consume(channel, queue)
         self.connection.serving()
         self.stats.connections += 1

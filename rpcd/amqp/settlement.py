@@ -40,8 +40,9 @@ class Settlement:
         submit: Callable[[Job], None],
         halted: Callable[[Halt], None],
         reactor: Any,
+        window: int,
     ) -> None:
-        """Take what publishes outcomes, what runs a job (again), and what is told of a halt."""
+        """Take what publishes outcomes, what runs a job (again), and what is told of a halt; `window` is the prefetch."""
         self.ledger = Ledger()
         self.ledger.close()
         self.channel: Channel | None = None
@@ -55,7 +56,7 @@ class Settlement:
         self._held: list[tuple[Job, Outcome]] | None = None
         self._settling: set[Job] = set()
         self._sleeping: dict[Job, Any] = {}
-        self._redeliveries = Redeliveries()
+        self._redeliveries = Redeliveries(window)
         self._direct_replies: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED_REPLIES)
         self._suspects: set[tuple[Any, ...]] = set()
 

@@ -5,7 +5,6 @@ statement that could be forgotten. Deciding is done where the handler ran (a wor
 """
 
 import logging
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from rpcd.core.errors import ExitCode
 from rpcd.core.message import Message, Outgoing
 from rpcd.core.reply import UNEXPECTED, Replies
 from rpcd.core.retry import Steps
-from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict
+from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict, trace
 
 REQUEUE_PAUSE = 1000
 """Milliseconds that a failed message is held before `on_error = "requeue"` gives it back, so that nothing spins."""
@@ -49,7 +48,7 @@ def judge(error: BaseException, message: Message[Any], policy: Policy, now: floa
     try:
         outcome = rule_for(type(error)).decide(case)
     except BaseException as fault:  # noqa: BLE001  # data that JSON can't hold, a subclass of Retry without a delay, ...
-        outcome = _by_policy(attrs.evolve(case, error=fault))
+        outcome = _fallback(attrs.evolve(case, error=fault))
     outcome.error = type(error).__name__
     return outcome
 
@@ -174,12 +173,11 @@ def _by_policy(case: Case) -> Outcome:
     return outcome
 
 
-def trace(error: BaseException) -> str:
-    """Format an exception from where the user's code begins; the frames of rpcd above it help nobody."""
-    start = frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("rpcd."):
-        frame = frame.tb_next
-    return "".join(traceback.format_exception(type(error), error, frame or start)).rstrip()
+def _fallback(case: Case) -> Outcome:
+    try:
+        return _by_policy(case)
+    except BaseException as fault:  # noqa: BLE001  # not even a neutral answer can be addressed: nobody is answered
+        return Outcome(Verdict.ARCHIVE, "no reply can be made", level=logging.ERROR, trace=trace(fault))
 
 
 def _answer(case: Case) -> Outcome:

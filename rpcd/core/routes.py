@@ -13,7 +13,7 @@ from rpcd.core.handler import Handler, Layer, Target, check_finished
 from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import Policy, judge, success
 from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
-from rpcd.core.tables import Headers
+from rpcd.core.tables import Headers, fits
 from rpcd.core.verdict import Outcome
 
 ALONE = "*"
@@ -78,6 +78,8 @@ class Route:
             and message.routing_key == self.queue
             and isinstance(exchange, str)
             and isinstance(key, str | bytes)
+            and fits(exchange)
+            and fits(key)
         ):
             # Only what came through a retry step looks like this; elsewhere the headers are a client's claim.
             message.exchange, message.routing_key = exchange, typing.cast("str", key)  # as it first arrived

@@ -156,6 +156,11 @@ def split_headers(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
 # Writing ------------------------------------------------------------------------------------------
 
 
+def fits(value: ShortString) -> bool:
+    """Tell whether a short string can hold this."""
+    return len(value.encode(errors="replace") if isinstance(value, str) else value) <= MAX_SHORT
+
+
 def short(value: ShortString, what: str = "a short string") -> bytes:
     """Encode a short string with its length; raise ValueError naming `what` when it has more than 255 bytes."""
     data = value.encode() if isinstance(value, str) else value

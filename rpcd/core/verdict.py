@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import traceback
 
 import attrs
 
@@ -79,3 +80,11 @@ class Outcome:
 
 ACKED = Outcome(Verdict.ACK, level=logging.DEBUG)
 """The outcome of a handler that returned and has nothing to say: shared by all, never changed."""
+
+
+def trace(error: BaseException) -> str:
+    """Format an exception from where the user's code begins; the frames of rpcd above it help nobody."""
+    start = frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_globals.get("__name__", "").startswith("rpcd."):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, frame or start)).rstrip()

@@ -252,7 +252,9 @@ def test_no_further_connection_while_it_is_in_trouble(
     assert it.served == 0
 
 
-def test_a_fault_while_serving_is_trouble_like_any_other(bench: Callable[..., Bench], broker: Broker) -> None:
+def test_a_fault_while_serving_is_trouble_like_any_other_but_shows_its_place(
+    bench: Callable[..., Bench], broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     it = bench()
     it.raises = ZeroDivisionError("a fault of rpcd")
     it.start()
@@ -260,6 +262,8 @@ def test_a_fault_while_serving_is_trouble_like_any_other(bench: Callable[..., Be
     assert it.served > 1
     assert isinstance(it.connection.trouble, str)
     assert "a fault of rpcd" in it.connection.trouble
+    assert "Traceback" in caplog.text
+    assert "raise self.raises" in caplog.text
 
 
 # The broker's side of it --------------------------------------------------------------------------

@@ -232,7 +232,17 @@ def test_a_returned_reply_with_a_correlation_id_that_is_no_text(rig: MakeRig, br
 
 
 @pytest.mark.parametrize(
-    ("claimed", "key"), [("x" * 300, None), ("nowhere", "k"), (17, "k"), (None, "k"), ({"a": 1}, "k"), ("shop", b"\xff")]
+    ("claimed", "key"),
+    [
+        ("x" * 300, None),
+        ("x" * 300, "k"),
+        ("shop", "k" * 300),
+        ("nowhere", "k"),
+        (17, "k"),
+        (None, "k"),
+        ({"a": 1}, "k"),
+        ("shop", b"\xff"),
+    ],
 )
 def test_a_client_that_claims_a_strange_exchange_disturbs_nobody(
     rig: MakeRig, broker: Broker, reactor: Reactor, claimed: Any, key: Any

@@ -70,7 +70,7 @@ class Bench:
             not self.plan.section.reply_confirm,
             self.copies_lost.append,
         )
-        self.settlement = Settlement(outcomes, self.stats, self.submitted.append, self.halts.append, self.reactor)
+        self.settlement = Settlement(outcomes, self.stats, self.submitted.append, self.halts.append, self.reactor, 16)
         self.queue: Queue = broker.queue("orders")
         self.attach()
 

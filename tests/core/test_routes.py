@@ -175,6 +175,13 @@ def test_exchange_and_key_are_text_whatever_a_client_wrote(name: str, forged: An
     assert isinstance(came.routing_key, str | bytes)
 
 
+@pytest.mark.parametrize("name", ["x-rpcd-exchange", "x-rpcd-routing-key"])
+def test_what_no_frame_could_have_carried_was_never_written_down_by_rpcd(name: str) -> None:
+    came = message({**COPY, name: "x" * 256}, exchange="", routing_key="orders", reply_to="amq.gen-x")
+    route().open(came)
+    assert (came.exchange, came.routing_key) == ("", "orders")
+
+
 # Who is answered ----------------------------------------------------------------------------------
 
 
