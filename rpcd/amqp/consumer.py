@@ -150,7 +150,11 @@ class Consumer:
         self.workers.submit(job)
 
     def _on_finished(self, jobs: list[Job]) -> None:
-        self.settlement.finished(jobs)
+        try:
+            self.settlement.finished(jobs)
+        except Exception:
+            log.critical("a fault of rpcd while settling", exc_info=True, extra=self._fields())
+            self.connection.again("messages could not be settled")  # the broker delivers them again
 
     def _look_for_overdue(self) -> None:
         self.workers.flush()

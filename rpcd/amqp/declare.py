@@ -8,23 +8,13 @@ from twisted.internet.defer import Deferred
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import bounded
-from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, ObjectMissing, ReplyCode
+from rpcd.core.errors import HARD_ERRORS, BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, ObjectMissing, ReplyCode
 from rpcd.core.message import Outgoing
 from rpcd.core.topology import NO_DELIVERY_LIMIT, Bind, Declaration, DeclareExchange, DeclareQueue
 from rpcd.core.wire import Properties, write_properties
 
 STEP_SECONDS = 30.0
 """How long the broker may take for one declaration; a quorum queue without a leader never answers."""
-
-_HARD_ERRORS = (
-    ReplyCode.FRAME_ERROR,
-    ReplyCode.SYNTAX_ERROR,
-    ReplyCode.COMMAND_INVALID,
-    ReplyCode.CHANNEL_ERROR,
-    ReplyCode.NOT_ALLOWED,
-    ReplyCode.NOT_IMPLEMENTED,
-)
-"""What closes the connection over a request that is wrong in itself."""
 
 
 async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
@@ -44,7 +34,7 @@ async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
         except ChannelClosed as error:
             raise refusal(item, error) from error
         except ConnectionLost as error:
-            if error.code in _HARD_ERRORS:
+            if error.code in HARD_ERRORS:
                 raise BrokerRefused(f"{item.path}: the broker refused {_shown(item)}: {error}", ExitCode.CONFIG) from error
             raise
     await close(channel)

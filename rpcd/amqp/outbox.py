@@ -8,7 +8,9 @@ Theory. Every publication has a number on its channel, counted from 1 by both si
     nacked       the broker could not take it (a full queue): tried again with growing pauses
     silent       no confirm in `confirm_timeout`: the channel is dropped and everything on it is sent again
     channel lost whatever was on it is sent again. If the broker closed it over one publication (404, 403, 406), that one is
-                 refused and the innocent go out again; when its words don't tell which one it was, they go one at a time
+                 refused and the innocent go out again; when its words don't tell which one it was, they go one at a time.
+                 So they do when the whole connection was closed over what was written (501 to 541), and one that was alone
+                 on its way each time, STRIKES times, is refused
     too late     not confirmed in `publish_timeout`: PublishTimeout
 
 A publication may therefore arrive twice; it is never silently lost.
@@ -24,7 +26,15 @@ from twisted.internet.defer import Deferred
 
 from rpcd.amqp.channel import Channel
 from rpcd.core.copies import COPY_HEADER
-from rpcd.core.errors import ChannelClosed, PublishRefused, PublishTimeout, Unroutable
+from rpcd.core.errors import (
+    HARD_ERRORS,
+    ChannelClosed,
+    ConnectionLost,
+    PublishRefused,
+    PublishTimeout,
+    ReplyCode,
+    Unroutable,
+)
 from rpcd.core.message import Outgoing
 from rpcd.core.tables import Headers
 from rpcd.core.wire import Properties
@@ -35,6 +45,9 @@ MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 NACK_PAUSES = (0.1, 5.0)
 """The first and the longest pause in seconds before a nacked publication is tried again."""
 
+STRIKES = 3
+"""How often a publication may be alone on its way when the broker closes the connection: others use it, too."""
+
 _NAMED = re.compile(r"exchange '(?P<exchange>[^']*)'")
 _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
 
@@ -42,7 +55,7 @@ _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
 class Pending:
     """One publication on its way."""
 
-    __slots__ = ("deferred", "expires", "nacks", "outgoing", "returned", "sent")
+    __slots__ = ("deferred", "expires", "nacks", "outgoing", "returned", "sent", "strikes")
 
     def __init__(self, outgoing: Outgoing, expires: float) -> None:
         """Take a publication and the (monotonic) time at which it is too late."""
@@ -51,6 +64,7 @@ class Pending:
         self.deferred: Deferred[None] = Deferred()
         self.sent = 0.0
         self.nacks = 0
+        self.strikes = 0
         self.returned: str | None = None
 
     def finish(self, error: Exception | None = None) -> None:
@@ -101,7 +115,7 @@ class Outbox:
         channel = self._channel
         while self._backlog and channel is not None and channel.is_open and not self.blocked:
             pending = self._backlog[0]
-            size = len(pending.outgoing.body) + 1024
+            size = _size(pending)
             if self._flying and (self._one_at_a_time or self._bytes + size > MAX_IN_FLIGHT_BYTES):
                 return
             self._backlog.popleft()
@@ -120,7 +134,7 @@ class Outbox:
     def _land(self, number: int) -> Pending | None:
         pending = self._flying.pop(number, None)
         if pending is not None:
-            self._bytes -= len(pending.outgoing.body) + 1024
+            self._bytes -= _size(pending)
             self._one_at_a_time = max(0, self._one_at_a_time - 1)
         return pending
 
@@ -179,6 +193,9 @@ class Outbox:
         if isinstance(reason, ChannelClosed) and flying:
             guilty = culprits(reason, flying)
             self._one_at_a_time = 0 if guilty else len(flying)
+        elif isinstance(reason, ConnectionLost) and reason.code in (*HARD_ERRORS, ReplyCode.INTERNAL_ERROR):
+            guilty = struck(flying)
+            self._one_at_a_time = len(flying)
         self._backlog.extendleft(reversed([each for each in flying if each not in guilty]))
         for each in guilty:
             each.finish(PublishRefused(f"the broker refused it: {reason}"))
@@ -207,6 +224,19 @@ class Outbox:
         oldest = next(iter(self._flying.values()), None)
         if oldest is not None and now - oldest.sent > self._confirm_timeout:
             self._drop(f"no confirm for {self._confirm_timeout:g} s")
+
+
+def _size(pending: Pending) -> int:
+    body = pending.outgoing.body
+    return 1024 + (len(body) if isinstance(body, bytes) else 0)  # anything else is refused when it is to be written
+
+
+def struck(flying: list[Pending]) -> list[Pending]:
+    """Count that the broker closed the connection; return the publication that was alone on its way too often."""
+    if len(flying) != 1:
+        return []
+    flying[0].strikes += 1
+    return flying if flying[0].strikes >= STRIKES else []
 
 
 def culprits(reason: ChannelClosed, flying: list[Pending]) -> list[Pending]:

@@ -50,8 +50,11 @@ class OutcomePublisher:
         return self.route.policy.longest is not None
 
     def on_own_channel(self, reply: Outgoing) -> bool:
-        """Tell whether a reply needs no more than to be written ahead of the ack."""
-        return self.own_channel_replies and reply.exchange == ""
+        """Tell whether a reply needs no more than to be written ahead of the ack.
+
+        A direct reply-to never needs more: a confirm says nothing of it, and a forged one costs this connection alone.
+        """
+        return reply.exchange == "" and (self.own_channel_replies or not reply.mandatory)
 
     async def publish(self, message: Message[Any], outcome: Outcome) -> Outcome:
         """Publish what an outcome says; return what is left: a verdict, and a reply for the delivery's own channel."""

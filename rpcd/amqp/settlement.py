@@ -77,7 +77,7 @@ class Settlement:
         alive = {*running, *self._settling, *(job for job, _ in held)}
         self._redeliveries.connection_lost(alive, [*unstarted, *self.wake_sleepers()], time.monotonic())
         for job, outcome in held:
-            self._orphaned(job, _left(outcome))
+            self._orphaned(job, self._left(outcome))
         if isinstance(reason, ConnectionLost) and reason.code == ReplyCode.INTERNAL_ERROR:
             self._suspects = set(self._direct_replies)
         self._direct_replies.clear()
@@ -144,6 +144,11 @@ class Settlement:
         else:
             self._adopt(twin, job, outcome)
         self._note_progress()
+
+    def _left(self, outcome: Outcome) -> Outcome:
+        """Return what is left to do for an outcome whose publications are safe but which could not be settled."""
+        waits = outcome.verdict is Verdict.RETRY and self._outcomes.in_process  # there is no copy that could come back
+        return outcome if waits or outcome.verdict in (Verdict.REQUEUE, Verdict.REJECT) else done(outcome.reply)
 
     # Outcomes -------------------------------------------------------------------------------------
 
@@ -216,7 +221,7 @@ class Settlement:
         if left.verdict is Verdict.RETRY and self._outcomes.in_process and state is State.DRAINING:
             left.verdict = Verdict.REQUEUE  # a drain waits for no further attempt
         if state is State.CLOSED:
-            self._orphaned(job, _left(left))
+            self._orphaned(job, self._left(left))
         elif left.verdict is Verdict.RETRY and self._outcomes.in_process:
             self._sleep(job, left)
         elif self._held is not None:
@@ -232,7 +237,7 @@ class Settlement:
         """Write what is left of a settled job: its reply, then its ack, nack or reject."""
         channel = self.channel
         if job.ledger.closed or channel is None:
-            self._orphaned(job, _left(outcome))
+            self._orphaned(job, self._left(outcome))
             return
         report(job.message, outcome)
         if outcome.reply is not None:
@@ -283,11 +288,6 @@ class Settlement:
     def _note_progress(self) -> None:
         progress, self.progress = self.progress, Once()
         progress.fire()
-
-
-def _left(outcome: Outcome) -> Outcome:
-    """Return what is left to do for an outcome whose publications are safe but which could not be settled."""
-    return outcome if outcome.verdict in (Verdict.REQUEUE, Verdict.REJECT) else done(outcome.reply)
 
 
 def _identity(job: Job) -> tuple[Any, ...]:

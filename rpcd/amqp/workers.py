@@ -31,7 +31,7 @@ from rpcd.amqp.waiting import Once
 from rpcd.amqp.worker import Worker
 from rpcd.core.errors import TimeLimitPassed
 from rpcd.core.lanes import Lanes
-from rpcd.core.pipeline import Job, opened, run
+from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
 from rpcd.core.verdict import Outcome, Verdict
 
@@ -246,9 +246,7 @@ class Workers:
 
     def _handle(self, worker: Worker, job: Job) -> Job | None:
         """Carry one job to its outcome and return the next one of its lane, if it has one."""
-        error = None
-        if job.outcome is None and (job.entered or opened(job)):
-            error = run(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
+        error = perform(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
         if worker.overdue is job:  # it was settled as overdue; its lane is free only now
             worker.job = None
             self._leave_lane(job)

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from rpcd.core.message import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, Message, Outgoing, bare_headers
+from rpcd.core.message import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, Message, Outgoing
 from rpcd.core.retry import COUNT_HEADER, DEADLINE_HEADER, NACK_HEADER
-from rpcd.core.tables import Headers, header, split_headers
+from rpcd.core.tables import Headers, header, join_headers, split_headers
 from rpcd.core.wire import Properties, write_properties
 
 COPY_HEADER = "x-rpcd-copy"
@@ -100,7 +100,7 @@ def _copy(message: Message[Any], queue: str, own: dict[str, Any], token: str) ->
     properties = Properties(
         content_type=came.content_type,
         content_encoding=came.content_encoding,
-        headers=bare_headers(entries),
+        headers=join_headers(entries),
         delivery_mode=PERSISTENT,
         correlation_id=came.correlation_id,
         reply_to=came.reply_to,

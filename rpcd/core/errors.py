@@ -29,7 +29,6 @@ MAX_EXIT_CODE = 255
 class ReplyCode(enum.IntEnum):
     """AMQP's numbers for why a channel or connection was closed, those that rpcd acts on; AMQP 0-9-1, section 1.1."""
 
-    CONNECTION_FORCED = 320
     ACCESS_REFUSED = 403
     NOT_FOUND = 404
     RESOURCE_LOCKED = 405
@@ -41,6 +40,17 @@ class ReplyCode(enum.IntEnum):
     NOT_ALLOWED = 530
     NOT_IMPLEMENTED = 540
     INTERNAL_ERROR = 541
+
+
+HARD_ERRORS = (
+    ReplyCode.FRAME_ERROR,
+    ReplyCode.SYNTAX_ERROR,
+    ReplyCode.COMMAND_INVALID,
+    ReplyCode.CHANNEL_ERROR,
+    ReplyCode.NOT_ALLOWED,
+    ReplyCode.NOT_IMPLEMENTED,
+)
+"""What closes the connection over a request that is wrong in itself."""
 
 
 class RpcdError(Exception):

@@ -44,12 +44,12 @@ class LedgerError(RuntimeError):
 class Ledger:
     """The deliveries of one channel that are not settled yet; reactor only."""
 
-    __slots__ = ("_above", "_base", "_highest", "_settled", "state")
+    __slots__ = ("_above", "_highest", "_lowest", "_settled", "state")
 
     def __init__(self) -> None:
         """Open a ledger for a fresh channel."""
         self.state = State.OPEN
-        self._base = 1
+        self._lowest = 1
         self._highest = 0
         self._settled = 0
         self._above: set[int] = set()
@@ -80,8 +80,8 @@ class Ledger:
         """Enter that a single tag is settled (nack, reject); raise LedgerError if it is already."""
         self._check(tag)
         self._settled += 1
-        if tag == self._base:
-            self._base += 1
+        if tag == self._lowest:
+            self._lowest += 1
             self._advance()
         else:
             self._above.add(tag)
@@ -96,28 +96,30 @@ class Ledger:
         for tag in finished:
             self._check(tag)
         self._settled += len(finished)
-        above, base, last, count = self._above, self._base, 0, 0
+        above, lowest, last, count = self._above, self._lowest, 0, 0
         while True:
-            if base in finished:
-                finished.remove(base)
-                last = base
+            if lowest in finished:
+                finished.remove(lowest)
+                last = lowest
                 count += 1
-            elif base in above:
-                above.remove(base)
+            elif lowest in above:
+                above.remove(lowest)
             else:
                 break
-            base += 1
-        self._base = base
+            lowest += 1
+        self._lowest = lowest
         acks = [(last, count > 1)] if last else []
         acks += [(tag, False) for tag in sorted(finished)]
         above |= finished
         return acks
 
     def _advance(self) -> None:
-        while self._base in self._above:
-            self._above.remove(self._base)
-            self._base += 1
+        while self._lowest in self._above:
+            self._above.remove(self._lowest)
+            self._lowest += 1
 
     def _check(self, tag: int) -> None:
-        if self.state is State.CLOSED or tag < self._base or tag in self._above or tag > self._highest:
-            raise LedgerError(f"tag {tag} can't be settled: {self.state.value}, base {self._base}, highest {self._highest}")
+        if self.state is State.CLOSED or tag < self._lowest or tag in self._above or tag > self._highest:
+            raise LedgerError(
+                f"tag {tag} can't be settled: {self.state.value}, lowest {self._lowest}, highest {self._highest}"
+            )

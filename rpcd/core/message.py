@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import attrs
 
 from rpcd.core.codec import encode_body
-from rpcd.core.tables import Headers, ShortString, header, join_headers, short, table
+from rpcd.core.tables import Headers, ShortString, short, table
 from rpcd.core.wire import Properties, write_properties
 
 BodyT = TypeVar("BodyT")
@@ -272,10 +272,3 @@ def _milliseconds(seconds: float) -> str:
     if not math.isfinite(seconds):
         raise ValueError("an expiration is a finite number of seconds")
     return str(max(0, round(seconds * 1000)))
-
-
-def bare_headers(entries: list[bytes], **added: Any) -> bytes:
-    """Put raw header entries and new ones (underscores become dashes) into one table."""
-    return join_headers(
-        [*entries, *(header(name.replace("_", "-"), value) for name, value in added.items() if value is not None)]
-    )

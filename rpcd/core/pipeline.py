@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rpcd.core.handler import Handler
+from rpcd.core.identity import key_of
 from rpcd.core.ledger import Ledger
 from rpcd.core.message import Message
 from rpcd.core.routes import Route
@@ -17,7 +18,7 @@ class Job:
     reactor has an outcome for it, and is touched there only: what comes later for the same job counts for nothing.
     """
 
-    __slots__ = ("claimed", "entered", "joined", "key", "ledger", "message", "outcome", "route", "tag", "waiter")
+    __slots__ = ("claimed", "entered", "identity", "joined", "key", "ledger", "message", "outcome", "route", "tag", "waiter")
 
     def __init__(self, message: Message[Any], route: Route, ledger: Ledger, tag: int) -> None:
         """Bind a message to its route and to the ledger and tag that it must be settled with."""
@@ -25,6 +26,7 @@ class Job:
         self.route = route
         self.ledger = ledger
         self.tag = tag
+        self.identity = key_of(message)  # now: the handler may change its message as it likes
         self.key: Any = None
         self.entered = False
         self.outcome: Outcome | None = None
@@ -62,7 +64,11 @@ def run(job: Job, handler: Handler) -> BaseException | None:
     return None
 
 
-def perform(job: Job, handler: Handler) -> None:
-    """Carry a job from message to outcome; afterwards `job.outcome` is set, whatever happened."""
-    if opened(job):
-        run(job, handler)
+def perform(job: Job, handler: Handler) -> BaseException | None:
+    """Carry a job from message to outcome, which it has afterwards whatever happened; return what the handler raised.
+
+    A job that has entered its lane is open already, and one that could not be opened has its outcome already.
+    """
+    if job.outcome is None and (job.entered or opened(job)):
+        return run(job, handler)
+    return None

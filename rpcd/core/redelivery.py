@@ -2,8 +2,7 @@
 
 Theory. When a connection dies, the broker delivers again whatever was not acked. Its handler may still be running, may have
 finished too late to be acked, or may have been acked by an ack that was lost on the way. The redelivery then takes that
-outcome instead of running a second time. What a message is recognised by is (`x-rpcd-copy` or `message_id`, attempt),
-backed by correlation id and a fingerprint of the body, for a client's ids may not be unique. Two rules keep a mistake from
+outcome instead of running a second time. What a message is recognised by is its identity. Two rules keep a mistake from
 losing a message: only a delivery that the broker itself flags as redelivered is ever matched, and a key that stood for more
 than one message when the connection died matches nothing: those messages run.
 """
@@ -12,14 +11,13 @@ import itertools
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 
-from rpcd.core.copies import COPY_HEADER
+from rpcd.core.identity import Key, key_of
 from rpcd.core.message import Message, Outgoing
 from rpcd.core.pipeline import Job
-from rpcd.core.retry import COUNT_HEADER
 from rpcd.core.verdict import ACKED, Outcome, Verdict
 
 KEPT = 10_000
@@ -33,33 +31,6 @@ LARGEST = 64 * 1024
 
 LARGEST_KEPT = 1024 * 1024
 """Nor is one that is longer than this many bytes, once its first run has ended."""
-
-_EDGE = 4096
-
-Key: TypeAlias = tuple[Any, Any, Any, int, int, int]
-
-
-def key_of(message: Message[Any]) -> Key | None:
-    """Return what a redelivery of this message would be recognised by, or None when it has no id."""
-    headers = message.headers
-    identity = headers.get(COPY_HEADER) if headers else None
-    if identity is None:
-        identity = message.properties.message_id
-        if identity is None:
-            return None
-    if not isinstance(identity, str | bytes):
-        return None
-    count = headers.get(COUNT_HEADER, 0) if headers else 0
-    payload = message.payload
-    edge = payload if len(payload) <= _EDGE else payload[:_EDGE]
-    return (
-        identity,
-        count if isinstance(count, int) else 0,
-        message.properties.correlation_id,
-        len(payload),
-        hash(edge),
-        hash(payload[-64:]),
-    )
 
 
 @attrs.frozen
@@ -86,7 +57,7 @@ class Redeliveries:
 
     def settled(self, job: Job, reply: Outgoing | None) -> None:
         """Remember a job whose ack is on its way and could be lost; `reply` is what was sent unconfirmed, if anything."""
-        key = key_of(job.message)
+        key = job.identity
         if key is not None:
             self._recent.append((key, done(reply) if reply is None or len(reply.body) <= LARGEST else None))
 
@@ -95,8 +66,8 @@ class Redeliveries:
         seen: list[tuple[Key | None, Known | None]] = [
             (key, None if outcome is None else Known(now, None, outcome)) for key, outcome in self._recent
         ]
-        seen += [(key_of(job.message), Known(now, job, None)) for job in running]
-        seen += [(key_of(job.message), None) for job in unstarted]
+        seen += [(job.identity, Known(now, job, None)) for job in running]
+        seen += [(job.identity, None) for job in unstarted]
         self._recent.clear()
         times = Counter(key for key, _ in seen)
         kept = {key: known for key, known in self._known.items() if now - known.since < KEPT_SECONDS and key not in times}
@@ -106,7 +77,7 @@ class Redeliveries:
 
     def finished(self, job: Job, outcome: Outcome, now: float) -> None:
         """Keep the outcome of a job that came to its end after its connection had died."""
-        key = key_of(job.message)
+        key = job.identity
         if key is None or key not in self._known:
             return
         reply = outcome.reply

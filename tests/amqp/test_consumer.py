@@ -264,6 +264,41 @@ def test_a_client_that_claims_a_strange_exchange_disturbs_nobody(
     assert gate.order == ["hostile", "good"]
 
 
+def test_a_handler_that_spoils_its_message_stops_nobody(rig: MakeRig) -> None:
+    gate = Gate(shut=False)
+
+    def spoil(message: Any) -> None:
+        message.payload = message.body = None
+
+    it = rig(gate, workers=1).start()
+    for name in ("a", "b", "c"):
+        gate.says(name, spoil)
+        it.put(name, message_id=name)
+    it.until(lambda: sorted(it.source.acked) == ["a", "b", "c"])
+    assert gate.order == ["a", "b", "c"]
+
+
+def test_a_fault_of_rpcd_while_settling_is_loud_and_loses_nothing(
+    rig: MakeRig, broker: Broker, reactor: Reactor, complaints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = rig(Gate(shut=False), workers=1).start()
+    whole, broken = it.consumer.settlement.finished, [True]
+
+    def finished(jobs: list[Any]) -> None:
+        if broken.pop() if broken else False:
+            raise RuntimeError("a fault of rpcd")
+        whole(jobs)
+
+    monkeypatch.setattr(it.consumer.settlement, "finished", finished)
+    it.put("a")
+    it.until(lambda: not broken and it.consumer.connection.trouble is not None)
+    reactor.pass_time(5.0)
+    it.until(lambda: it.source.acked == ["a"])
+    assert len(broker.links) == 3
+    assert any("a fault of rpcd while settling" in each for each in complaints)
+    complaints.clear()
+
+
 def test_a_blocked_connection_goes_on(rig: MakeRig, caplog: pytest.LogCaptureFixture) -> None:
     it = rig(Gate(shut=False)).start()
     it.link.blocked("low on memory")

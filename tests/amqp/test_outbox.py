@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from rpcd.amqp import outbox as module
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.outbox import NACK_PAUSES, Outbox
+from rpcd.amqp.outbox import NACK_PAUSES, STRIKES, Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.copies import Circumstances, archive_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, PublishTimeout, Unroutable
@@ -28,7 +28,7 @@ STEADY = settings(max_examples=40, deadline=None, derandomize=True, database=Non
 CONFIRM, PUBLISH = 30.0, 60.0
 
 
-def outgoing(key: Any = "k", body: bytes = b"", exchange: str = "", *, token: str = "", mandatory: bool = False) -> Outgoing:
+def outgoing(key: Any = "k", body: Any = b"", exchange: str = "", *, token: str = "", mandatory: bool = False) -> Outgoing:
     properties = write_properties(Properties(message_id=token or None))
     return Outgoing(exchange, key, body, properties, mandatory=mandatory, token=token)
 
@@ -47,7 +47,7 @@ class Bench:
 
     @property
     def chan(self) -> Chan:
-        return self.broker.links[0].chan
+        return self.broker.links[-1].chan
 
     def attach(self) -> Channel:
         opened: list[Channel] = []
@@ -478,6 +478,31 @@ def test_one_at_a_time_ends_when_all_suspects_are_through(ready: Bench) -> None:
     ready.publish("c")
     ready.publish("d")
     assert ready.keys()[2:] == ["a", "b", "c", "d"]
+
+
+def test_a_publication_that_costs_the_connection_each_time_is_refused_and_the_innocent_go_out(ready: Bench) -> None:
+    """A forged direct reply-to that a handler publishes to, say: the broker closes the connection, naming nothing."""
+    guilty, innocent = ready.publish("guilty"), ready.publish("innocent")
+    for _ in range(1 + STRIKES):
+        assert guilty == innocent == []
+        ready.broker.links[-1].close(541, "INTERNAL_ERROR")
+        ready.reactor.run()
+        ready.protocol = connected(ready.broker)
+        ready.attach()
+    assert ready.keys() == ["guilty", "innocent", *["guilty"] * STRIKES, "innocent"]
+    assert isinstance(guilty[0], PublishRefused)
+    ready.chan.confirm(1)
+    ready.reactor.run()
+    assert innocent == [None]
+
+
+def test_a_body_that_is_none_is_refused_and_stops_nobody(ready: Bench) -> None:
+    first = ready.publish("broken", body=None)
+    second = ready.publish("whole")
+    assert isinstance(first[0], PublishRefused)
+    ready.chan.confirm(1)
+    ready.reactor.run()
+    assert (ready.keys(), second) == (["whole"], [None])
 
 
 def test_an_idle_channel_that_is_closed_costs_nothing(ready: Bench) -> None:

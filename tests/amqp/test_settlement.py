@@ -637,6 +637,15 @@ def test_a_copy_that_is_confirmed_after_the_redelivery_came(bench: MakeBench) ->
     assert it.queue.acked == ["a"]
 
 
+def test_a_direct_reply_goes_out_on_its_own_channel_even_if_replies_are_confirmed(bench: MakeBench) -> None:
+    """A confirm says nothing of it, and a forged one must not cost the connection that all consumers publish on."""
+    it = bench(reply_confirm=True)
+    (first,) = it.put("a", reply_to=DIRECT)
+    it.end(first, {})
+    assert it.broker.published[-1].chan.link is it.link
+    assert it.queue.acked == ["a"]
+
+
 # The broker that ends the connection over a forged direct reply-to ----------------------------------
 
 
@@ -798,6 +807,38 @@ def test_a_queue_that_dies_with_its_connection_is_retried_in_the_process(bench: 
     it.end(job)
     assert it.story() == ["ack 1"]
     assert it.stats.retried == 1
+
+
+def test_a_retry_in_the_process_that_meets_a_lost_connection_is_no_success(bench: MakeBench) -> None:
+    """There is no copy of it that could come back: its redelivery must run, or the message would be gone."""
+    it = bench(queue={"auto_delete": True})
+    it.broker.confirms = False
+    it.broker.exchanges.add("shop")
+    (first,) = it.put("a", message_id="m")
+    it.begin(first)
+    it.end(first, lambda message: message.publish("shop", "k"))
+    it.link.rst()
+    it.attach()
+    (joined,) = it.known
+    it.broker.published[-1].chan.close(404, "NOT_FOUND - no exchange 'shop' in vhost '/'")
+    it.reactor.run()
+    assert it.submitted == [joined]
+    assert it.queue.acked == []
+    it.end(joined)
+    assert it.queue.acked == ["a"]
+
+
+def test_a_retry_in_the_process_that_ended_between_two_connections_waits_for_its_redelivery(bench: MakeBench) -> None:
+    it = bench(queue={"auto_delete": True})
+    (first,) = it.put("a", message_id="m")
+    it.begin(first)
+    it.link.rst()
+    it.end(first, Retry())
+    it.attach()
+    assert it.queue.acked == []
+    it.reactor.pass_time(1.0)
+    assert it.submitted == it.known
+    assert it.known[0].message.attempt == 2
 
 
 def test_what_sleeps_in_the_process_can_be_given_back(bench: MakeBench) -> None:

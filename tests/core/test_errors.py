@@ -35,7 +35,6 @@ def test_exit_codes_are_those_that_are_promised(name: str, code: int) -> None:
 
 def test_reply_codes_are_those_of_amqp() -> None:
     assert {code.name: code.value for code in ReplyCode} == {
-        "CONNECTION_FORCED": 320,
         "ACCESS_REFUSED": 403,
         "NOT_FOUND": 404,
         "RESOURCE_LOCKED": 405,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 import rpcd
-from rpcd.core.message import Message, Outgoing, Source, bare_headers, delivered, outgoing
-from rpcd.core.tables import Headers, header, table
+from rpcd.core.message import Message, Outgoing, Source, delivered, outgoing
+from rpcd.core.tables import Headers, table
 from rpcd.core.wire import Properties, read_properties
 
 
@@ -252,7 +252,3 @@ def test_the_repr_of_a_publication_shows_no_body() -> None:
 def test_a_reply_keeps_what_the_handler_gave() -> None:
     reply = rpcd.Reply({"a": 1}, message="done")
     assert (reply.data, reply.message, rpcd.Reply().data, rpcd.Reply().message) == ({"a": 1}, "done", None, None)
-
-
-def test_bare_headers_put_raw_entries_and_new_ones_together() -> None:
-    assert bare_headers([b"\x01kV"], x_new=1, left_out=None) == b"\x01kV" + header("x-new", 1)

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from rpcd.core.codec import Codec
 from rpcd.core.handler import target
+from rpcd.core.identity import key_of
 from rpcd.core.ledger import Ledger
 from rpcd.core.message import Message, Outgoing
 from rpcd.core.outcome import Policy
 from rpcd.core.pipeline import Job
-from rpcd.core.redelivery import KEPT, KEPT_SECONDS, LARGEST, LARGEST_KEPT, Known, Redeliveries, done, key_of
+from rpcd.core.redelivery import KEPT, KEPT_SECONDS, LARGEST, LARGEST_KEPT, Known, Redeliveries, done
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Route
 from rpcd.core.verdict import ACKED, Outcome, Verdict
