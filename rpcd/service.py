@@ -10,14 +10,14 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 
 from rpcd import __version__
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.publisher import Publisher
-from rpcd.amqp.waiting import Once, WaitTooLong, bounded
+from rpcd.amqp.waiting import Once, WaitTooLong, bounded, exc_info, repeating
 from rpcd.amqp.worker import DaemonPool
 from rpcd.config import resolve
 from rpcd.core.address import address
@@ -73,8 +73,7 @@ class Daemon(Service):
         self._stopping = False
         self._signals = 0
         self._ready = False
-        self._supervisor = LoopingCall(self._supervise)
-        self._supervisor.clock = reactor
+        self._supervisor = repeating(self._supervise, reactor)
 
     # Start ----------------------------------------------------------------------------------------
 
@@ -132,7 +131,7 @@ class Daemon(Service):
             self.stop(error.exit_code)
 
     def _exhausted(self, consumer: Consumer) -> None:
-        """End the process when a consumer has lost as many threads as it has workers: a restart frees them."""
+        """End the process when a consumer has lost too many threads: a restart frees them."""
         if not self._stopping:
             lost = consumer.workers.lost
             log.critical(
@@ -150,11 +149,8 @@ class Daemon(Service):
         if halt.exit_code:
             self.stop(halt.exit_code)
             return
-        consumer.drained.wait().addCallback(self._after_halt)
         _forget(consumer.drain())
-
-    def _after_halt(self, _drained: None) -> None:
-        if all(consumer.drained.happened for consumer in self.consumers):
+        if all(each.draining for each in self.consumers):  # the last one: from now on the stop's time limit holds
             self.stop()
 
     # Stop -----------------------------------------------------------------------------------------
@@ -180,10 +176,14 @@ class Daemon(Service):
         if not self._stopping:
             self._stopping = True
             stopped = Deferred.fromCoroutine(self._stop())
-            stopped.addErrback(lambda failure: log.critical("stopping failed: %s", failure.getTraceback()))
+            stopped.addErrback(self._stopping_failed)
             stopped.addBoth(lambda _done: self._stopped.fire())
             stopped.addBoth(lambda _done: self._stop_reactor())
         return self._stopped.wait()
+
+    def _stopping_failed(self, failure: Failure) -> None:
+        log.critical("stopping failed", exc_info=exc_info(failure))
+        ending.exit_with(ExitCode.SOFTWARE)
 
     def _stop_reactor(self) -> None:
         try:
@@ -193,8 +193,7 @@ class Daemon(Service):
 
     async def _stop(self) -> None:
         """Consumers drain, then the publisher closes, then the threads end."""
-        telling = LoopingCall(self._tell)
-        telling.clock = self._reactor
+        telling = repeating(self._tell, self._reactor)
         telling.start(5.0, now=False)
         if self._supervisor.running:
             self._supervisor.stop()
@@ -208,7 +207,8 @@ class Daemon(Service):
             log.error("%s", late)  # noqa: TRY400  # its traceback would tell nobody anything
         unfinished = [consumer for consumer in self.consumers if not consumer.drained.happened]
         given_back = sum(consumer.abandon() for consumer in unfinished)
-        if unfinished:
+        given_back += sum(consumer.went_back for consumer in self.consumers)
+        if unfinished or given_back:
             log.error("stopped with unfinished handlers: %s messages go back to the broker", given_back)
             ending.exit_with(ExitCode.TEMPFAIL)
         closing = DeferredList([self.publisher.stop(), *(consumer.connection.stop() for consumer in unfinished)])
@@ -229,4 +229,4 @@ class Daemon(Service):
 def _forget(coroutine: Any) -> None:
     """Let a coroutine run by itself; what goes wrong in it is logged."""
     done = Deferred.fromCoroutine(coroutine)
-    done.addErrback(lambda failure: log.critical("an internal fault: %s", failure.getTraceback()))
+    done.addErrback(lambda failure: log.critical("a fault of rpcd", exc_info=exc_info(failure)))

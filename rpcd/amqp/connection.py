@@ -13,11 +13,12 @@ from typing import Any
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from rpcd.amqp.dial import Broker, Dial
 from rpcd.amqp.port import AmqpProtocol, translate
 from rpcd.amqp.tls import explain
-from rpcd.amqp.waiting import Once, WaitTooLong
+from rpcd.amqp.waiting import Once, WaitTooLong, exc_info
 from rpcd.core.errors import BrokerRefused, ConnectionLost, LoginRefused, ObjectMissing
 
 LONGEST_PAUSE = 30.0
@@ -65,7 +66,7 @@ class Connection:
     def start(self) -> None:
         """Begin to connect; returns at once and never raises."""
         self._started = True
-        Deferred.fromCoroutine(self._live()).addErrback(self._broken).addBoth(lambda _done: self._ended.fire())
+        Deferred.fromCoroutine(self._live()).addCallbacks(lambda _done: self._ended.fire(), self._broken)
 
     def last(self) -> None:
         """Make no further connection: the present one, if it serves already, goes on until it ends or is stopped."""
@@ -125,8 +126,9 @@ class Connection:
         if isinstance(error, LoginRefused) and not self.served:
             self._logins += 1
             seconds = self._broker.login_patience / (LOGIN_TRIES - 1)
-        elif isinstance(error, BrokerRefused):
-            seconds = LONGEST_PAUSE
+        else:
+            self._logins = 0  # other trouble in between: what was refused then says nothing of now
+            seconds = LONGEST_PAUSE if isinstance(error, BrokerRefused) else seconds
         self._failures += 1
         text = explain(error)
         known, self.trouble = self.trouble, text
@@ -145,5 +147,8 @@ class Connection:
         """Tell whether a refusal is to be believed: not after it has worked, and a login only after some tries."""
         return not self.served and (not isinstance(error, LoginRefused) or self._logins >= LOGIN_TRIES)
 
-    def _broken(self, failure: Any) -> None:
-        log.critical("the connection %s ended by a fault of rpcd: %s", self.name, failure.getTraceback())
+    def _broken(self, failure: Failure) -> None:
+        """Begin anew after a while when this life itself was ended by a fault of rpcd."""
+        log.critical("a fault of rpcd ended the connection %s", self.name, exc_info=exc_info(failure))
+        self.trouble = "a fault of rpcd"
+        self._broker.reactor.callLater(LONGEST_PAUSE, self.start)

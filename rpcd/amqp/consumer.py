@@ -8,8 +8,6 @@ import time
 import uuid
 from typing import Any
 
-from twisted.internet.task import LoopingCall
-
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal, probe_default_exchange
@@ -20,7 +18,7 @@ from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.settlement import Settlement
-from rpcd.amqp.waiting import Once, WaitTooLong, bounded, unless
+from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
 from rpcd.core.message import Source, delivered
@@ -30,8 +28,8 @@ from rpcd.core.stats import Stats
 from rpcd.core.verdict import Halt
 from rpcd.core.wire import Properties
 
-CANCEL_SECONDS = 2.0
-"""How long the broker may take to confirm that a consumer is cancelled, or its channel closed."""
+MOST_LOST = 8
+"""How many threads may be stuck in handlers that overran their time limit, unless there are more workers than that."""
 
 log = logging.getLogger("rpcd.consumer")
 
@@ -46,6 +44,8 @@ class Consumer:
         self.stats = Stats()
         self.draining = False
         self.drained = Once()
+        self.went_back = 0
+        """How many messages the broker got back because the connection was lost while draining."""
         self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
         own_channel = not plan.section.reply_confirm
@@ -62,8 +62,7 @@ class Consumer:
         self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._tag = ""
-        self._watch = LoopingCall(self._look_for_overdue)
-        self._watch.clock = broker.reactor
+        self._watch = repeating(self._look_for_overdue, broker.reactor)
 
     @property
     def consuming(self) -> bool:
@@ -128,6 +127,8 @@ class Consumer:
         log.info("a reply came back, its caller has gone: %s %s, key %s", code, text, routing_key, extra=extra)
 
     def _on_channel_gone(self, reason: Exception) -> None:
+        if self.draining and not self.settlement.ledger.closed:
+            self.went_back += self.settlement.ledger.unsettled
         unstarted = self.workers.take_back()
         running = self.workers.running
         self.workers.flush()
@@ -161,7 +162,7 @@ class Consumer:
         for job in self.workers.overdue(self.plan.section.time_limit):
             self.stats.overdue += 1
             self.settlement.claim(job, self.plan.route.judge(TimeLimitPassed(), job.message))
-        if self.workers.lost >= self.plan.section.workers:
+        if self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
             self._overseer.exhausted(self)
 
     def _on_halt(self, halt: Halt) -> None:
@@ -199,7 +200,7 @@ class Consumer:
         settlement.hold()
         await bounded(
             channel.call("basic_cancel", consumer_tag=self._tag),
-            CANCEL_SECONDS,
+            STEP_SECONDS,
             self._reactor,
             "cancelling the consumer",
         )
@@ -212,7 +213,7 @@ class Consumer:
         settlement.give_back(self.workers.take_back())  # with a lock: only now is it known which keys were busy
         while settlement.ledger.unsettled and not settlement.ledger.closed:
             await settlement.progress.wait()
-        await bounded(channel.close(), CANCEL_SECONDS, self._reactor, "closing the channel")
+        await bounded(channel.close(), STEP_SECONDS, self._reactor, "closing the channel")
 
     def abandon(self) -> int:
         """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""

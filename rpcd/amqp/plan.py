@@ -53,4 +53,4 @@ class Overseer:
     halted: Callable[[Any, Halt], None]
     """A handler of this consumer ordered a halt."""
     exhausted: Callable[[Any], None]
-    """As many threads are written off as the consumer has workers."""
+    """So many threads are written off that only a restart helps."""

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from rpcd.amqp.connection import Connection
@@ -17,7 +17,7 @@ from rpcd.amqp.declare import carry_out, probe_default_exchange
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import Once, bounded, unless
+from rpcd.amqp.waiting import Once, bounded, repeating, unless
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
 from rpcd.core.message import Outgoing
 from rpcd.core.topology import Declaration
@@ -52,8 +52,7 @@ class Publisher:
         self._plan = plan
         self._refused = refused
         self._reactor = broker.reactor
-        self._sweeping = LoopingCall(self._sweep)
-        self._sweeping.clock = broker.reactor
+        self._sweeping = repeating(self._sweep, broker.reactor)
 
     @property
     def blocked(self) -> bool:
@@ -103,6 +102,7 @@ class Publisher:
             try:
                 await carry_out(protocol, self._plan)
             except ObjectMissing as error:
+                self.ready.fire()  # consumers need not wait for what none of them needs: each waits for its own
                 if str(error) != said:
                     log.warning("%s", error)
                 said = str(error)

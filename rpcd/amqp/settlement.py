@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.outcomes import OutcomePublisher, fields, report
-from rpcd.amqp.waiting import Once
+from rpcd.amqp.waiting import Once, exc_info
 from rpcd.core.errors import ConnectionLost, ReplyCode
 from rpcd.core.ledger import Ledger, State
 from rpcd.core.pipeline import Job
@@ -207,7 +207,7 @@ class Settlement:
     def _failed(self, failure: Failure, job: Job) -> None:
         """Begin anew with a fresh connection when settling itself went wrong: the broker delivers the message again."""
         self._settling.discard(job)
-        log.critical("settling failed: %s", failure.getTraceback(), extra=fields(job.message))
+        log.critical("settling failed", exc_info=exc_info(failure), extra=fields(job.message))
         self._outcomes.again("a message could not be settled")
         if job.outcome is not None and job.outcome.halt is not None:
             self._halted(job.outcome.halt)

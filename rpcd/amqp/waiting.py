@@ -1,10 +1,17 @@
-"""Waiting with an upper bound: every wait of the daemon has one."""
+"""Waiting with an upper bound, which every wait of the daemon has; doing again and again; telling what went wrong."""
 
+import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
+
+log = logging.getLogger("rpcd")
+
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
 ResultT = TypeVar("ResultT")
 
@@ -95,3 +102,23 @@ def bounded(
 
     inner.addBoth(fired)
     return outer
+
+
+def repeating(turn: Callable[[], object], clock: Any) -> LoopingCall:
+    """Make a looping call that outlives its own faults: each is logged, and the next turn comes all the same."""
+
+    def safely() -> None:
+        try:
+            turn()
+        except Exception:
+            log.critical("a fault of rpcd", exc_info=True)
+
+    loop = LoopingCall(safely)
+    loop.clock = clock
+    return loop
+
+
+def exc_info(failure: Failure) -> ExcInfo:
+    """Return what the standard library's logging shows a traceback from."""
+    error: Any = failure.value
+    return type(error), error, failure.getTracebackObject()

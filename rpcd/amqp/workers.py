@@ -27,7 +27,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from rpcd.amqp.waiting import Once
+from rpcd.amqp.waiting import Once, exc_info
 from rpcd.amqp.worker import Worker
 from rpcd.core.errors import TimeLimitPassed
 from rpcd.core.lanes import Lanes
@@ -82,7 +82,7 @@ class Workers:
 
     def _broken(self, failure: Failure, worker: Worker) -> None:
         """Replace a loop that was ended by an exception of rpcd itself, and give back what it had in hand."""
-        log.critical("a worker of %s ended: %s", self.route.consumer, failure.getTraceback())
+        log.critical("a worker of %s ended", self.route.consumer, exc_info=exc_info(failure))
         self._has_ended(worker)
         if not self._stopping.is_set():
             self._start_one()

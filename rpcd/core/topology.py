@@ -93,7 +93,15 @@ def plan_rest(settings: Settings) -> list[Declaration]:
         done += [exchange] if (exchange := declare_exchange(settings, key)) not in done else []
     for key in settings.queues:
         done += [item for item in plan_queue(settings, key) if item not in done]
-    return done[sum(len(plan_queue(settings, key)) for key in consumed) :]
+    rest = done[sum(len(plan_queue(settings, key)) for key in consumed) :]
+    missing = {(type(item), item.name) for item in done if not isinstance(item, Bind) and item.passive}
+
+    def may_wait(item: Declaration) -> bool:
+        if isinstance(item, Bind):
+            return (DeclareQueue, item.queue) in missing or (DeclareExchange, item.exchange) in missing
+        return item.passive
+
+    return sorted(rest, key=may_wait)  # else one missing object would keep all behind it from being declared
 
 
 def declare_exchange(settings: Settings, key: str) -> DeclareExchange:

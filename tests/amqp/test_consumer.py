@@ -542,7 +542,8 @@ def test_an_overdue_request_is_archived_answered_and_acked_and_its_late_end_igno
 
 
 @pytest.mark.usefixtures("clocked")
-def test_as_many_lost_threads_as_workers_are_told(rig: MakeRig) -> None:
+def test_too_many_lost_threads_are_told(rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_module, "MOST_LOST", 2)
     gate = Gate()
     it = rig(gate, workers=2, time_limit=60.0).start()
     it.put("a")
@@ -683,7 +684,7 @@ def test_a_cancel_that_is_never_answered_costs_the_connection_only(rig: MakeRig,
     gate.entered("a")
     broker.silent.add("Basic.Cancel")
     it.drain()
-    reactor.pass_time(consumer_module.CANCEL_SECONDS + 0.5)
+    reactor.pass_time(STEP_SECONDS + 0.5)
     gate.let("a")
     it.drained()
     assert broker.links[1].aborted
@@ -742,7 +743,7 @@ def test_a_drain_in_the_middle_of_a_start(rig: MakeRig, broker: Broker, reactor:
     it.until(lambda: it.consumer.workers.ready.happened and at in broker.story)
     reactor.run()
     it.drain()
-    reactor.pass_time(ABORT_AFTER + consumer_module.CANCEL_SECONDS + 1.0)
+    reactor.pass_time(ABORT_AFTER + STEP_SECONDS + 1.0)
     it.drained()
     assert broker.links[1].is_lost
 

@@ -291,16 +291,19 @@ def test_what_nobody_else_declares_is_declared_before_it_is_ready(bench: Callabl
     assert "spare" in broker.queues
 
 
-def test_a_missing_object_is_waited_for_while_copies_go_out(
-    bench: Callable[..., Bench], broker: Broker, results: Results
+def test_a_missing_object_is_waited_for_while_everybody_else_works(
+    bench: Callable[..., Bench], broker: Broker, results: Results, caplog: pytest.LogCaptureFixture
 ) -> None:
     it = bench([queue("elsewhere", passive=True)]).start()
     copy = results(it.publisher.copy(outgoing("archive")))
     it.reactor.pass_time(20.0)
-    assert not it.publisher.ready.happened
+    assert it.publisher.ready.happened
+    asked = broker.story.count("Queue.Declare")
+    assert asked > 1
     broker.queue("elsewhere")
     it.reactor.pass_time(30.0)
-    assert it.publisher.ready.happened
+    assert broker.story.count("Queue.Declare") == asked + 1
+    assert caplog.text.count("waiting for it") == 1
     assert copy == [None]
     assert it.refused == []
 

@@ -11,6 +11,7 @@ from amqp_rig import Gate
 from amqp_wire import LONGEST, Broker, Link, Reactor
 from twisted.internet.defer import Deferred
 
+from rpcd.amqp import consumer as consumer_module
 from rpcd.amqp.consumer import Consumer
 from rpcd.config import plan
 from rpcd.core import settings
@@ -298,6 +299,39 @@ def test_a_stop_that_takes_too_long_gives_back_what_runs(rig: MakeRig, broker: B
     assert broker.live == []
 
 
+def test_what_the_broker_takes_back_while_draining_is_told_by_the_exit_code(rig: MakeRig, broker: Broker) -> None:
+    gate = Gate()
+    it = rig(orders=gate).start()
+    it.put("orders", "a")
+    gate.entered("a")
+    link = it.link("orders")
+    it.daemon.stop()
+    it.reactor.run()
+    link.rst()
+    it.reactor.run()
+    gate.let("a")
+    it.until(lambda: it.daemon._stopped.happened)
+    assert ending.exit_code() == ExitCode.TEMPFAIL
+    assert [letter.name for letter in broker.queues["orders"].ready] == ["a"]
+
+
+def test_a_fault_of_the_supervisor_is_told_and_does_not_end_it(
+    rig: MakeRig, complaints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = rig().start()
+    turns: list[float] = []
+
+    def nudge() -> None:
+        turns.append(it.reactor.seconds())
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(it.consumer("orders").workers, "nudge", nudge)
+    it.reactor.pass_time(3 * SUPERVISE_SECONDS)
+    assert len(turns) == 3
+    assert complaints == ["a fault of rpcd"] * 3
+    complaints.clear()
+
+
 def test_the_second_signal_hurries(rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     guards: list[float] = []
     monkeypatch.setattr(ending, "guard", lambda seconds, _pidfile: guards.append(seconds))
@@ -325,6 +359,19 @@ def halting(*arguments: Any) -> Gate:
     return gate
 
 
+def test_the_last_halt_waits_for_its_neighbours_no_longer_than_a_stop_does(rig: MakeRig) -> None:
+    gate = Gate()
+    gate.says("halt", HaltConsumer())
+    it = rig(orders=gate, workers=2, drain_timeout=5.0).start()
+    it.put("orders", "slow", "halt")
+    gate.entered("slow", "halt")
+    gate.let("halt")
+    it.until(lambda: it.daemon._stopping)
+    it.reactor.pass_time(10.0)
+    assert it.daemon._stopped.happened
+    assert ending.exit_code() == ExitCode.TEMPFAIL
+
+
 def test_a_halt_ends_its_consumer_and_the_last_one_the_process(rig: MakeRig, broker: Broker) -> None:
     it = rig(orders=halting(0), invoices=halting(0)).start()
     it.put("orders", "halt")
@@ -348,7 +395,10 @@ def test_a_halt_with_a_code_ends_all_consumers_with_it(rig: MakeRig, broker: Bro
     assert broker.live == []
 
 
-def test_a_process_whose_threads_are_all_lost_ends(rig: MakeRig, reactor: Reactor, complaints: list[str]) -> None:
+def test_a_process_that_has_lost_too_many_threads_ends(
+    rig: MakeRig, reactor: Reactor, complaints: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "MOST_LOST", 1)
     entered, go_on = threading.Event(), threading.Event()
 
     def stuck(_message: Any) -> None:

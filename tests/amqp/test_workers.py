@@ -598,7 +598,7 @@ def test_what_a_worker_ended_over_is_given_back(crew: MakeCrew, complaints: list
     assert bad.outcome.verdict is Verdict.REQUEUE
     assert len(it.workers.workers) == 1
     assert len(complaints) == 1
-    assert "a fault of rpcd" in complaints.pop()
+    assert complaints.pop() == "a worker of orders ended"
 
 
 # Stopping -----------------------------------------------------------------------------------------

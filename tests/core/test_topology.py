@@ -322,6 +322,19 @@ def test_a_queue_that_nobody_here_consumes_has_an_archive_and_no_steps() -> None
     assert names(plan_rest(settings(other={}))) == ["other.archive", "other"]
 
 
+def test_what_may_be_missing_comes_behind_all_that_can_be_declared() -> None:
+    bound = {"bindings": [{"exchange": "theirs"}, {"exchange": "ours"}]}
+    found = settings(exchanges={"theirs": {"passive": True}, "ours": {}}, other=bound)
+    assert names(plan_rest(found)) == [
+        "ours",
+        "other.archive",
+        "other",
+        "ours -> other ()",
+        "theirs (passive)",
+        "theirs -> other ()",
+    ]
+
+
 def test_plans_and_rest_together_are_everything_once() -> None:
     found = settings(BOUND, exchanges=EXCHANGES, other={"bindings": [{"exchange": "unused"}]}, third={"name": "3"})
     everything = plan_consumer(found, "shop") + plan_rest(found)
