@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
 from rpcd.core import lint
@@ -53,9 +55,22 @@ def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Prob
         parsed = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise SettingsError([Problem(path, f"is not valid TOML: {error}")]) from None
-    settings, problems = load(parsed, environment, lambda name: Path(name).read_text(encoding="utf-8"))
+    place = Path(path).absolute().parent
+    settings, problems = load(parsed, environment, lambda name: (place / name).read_text(encoding="utf-8"))
+    settings = _beside(settings, place)
     problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
     return settings, problems
+
+
+def _beside(settings: Settings, place: Path) -> Settings:
+    """Let relative paths begin at the config file's directory, wherever the process was started."""
+    tls, service = settings.broker.tls, settings.service
+    found = {name: str(place / value) for name in ("ca", "certificate", "key") if (value := getattr(tls, name)) is not None}
+    return attrs.evolve(
+        settings,
+        broker=attrs.evolve(settings.broker, tls=attrs.evolve(tls, **found)),
+        service=attrs.evolve(service, path=[str(place / each) for each in service.path]),
+    )
 
 
 def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Plan]]:

@@ -22,7 +22,7 @@ async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
 
     Raises BrokerRefused for what a person must mend (403, 406) and ObjectMissing for what is not there yet (404).
     """
-    channel = await _channel(protocol)
+    channel = await open_channel(protocol)
     chosen = ""
     for item in plan:
         try:
@@ -41,7 +41,8 @@ async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
     return chosen
 
 
-async def _channel(protocol: AmqpProtocol) -> Channel:
+async def open_channel(protocol: AmqpProtocol) -> Channel:
+    """Open a channel; fails with WaitTooLong if the broker does not answer."""
     return await bounded(protocol.open_channel(), STEP_SECONDS, protocol.clock, "opening a channel")
 
 
@@ -50,14 +51,15 @@ async def close(channel: Channel) -> None:
     await bounded(channel.close(), STEP_SECONDS, channel.clock, "closing a channel")
 
 
-def _ask(channel: Channel, name: str, **arguments: Any) -> Deferred[Any]:
+def ask(channel: Channel, name: str, **arguments: Any) -> Deferred[Any]:
+    """Call a method of AMQP's by pika's name for it; fails with WaitTooLong if the broker does not answer."""
     return bounded(channel.call(name, **arguments), STEP_SECONDS, channel.clock, f"the broker's answer to {name}")
 
 
 async def _one(channel: Channel, item: DeclareExchange | Bind, chosen: str) -> None:
     if isinstance(item, Bind):
         queue = item.queue or chosen
-        await _ask(
+        await ask(
             channel,
             "queue_bind",
             queue=queue,
@@ -66,7 +68,7 @@ async def _one(channel: Channel, item: DeclareExchange | Bind, chosen: str) -> N
             arguments=dict(item.arguments),
         )
         return
-    await _ask(
+    await ask(
         channel,
         "exchange_declare",
         exchange=item.name,
@@ -88,14 +90,14 @@ async def _declare_queue(protocol: AmqpProtocol, channel: Channel, item: Declare
         except ChannelClosed as error:
             if "x-delivery-limit" not in error.text:
                 raise
-            channel = await _channel(
+            channel = await open_channel(
                 protocol
             )  # made before the broker was upgraded: its limit can only be lifted by a policy
     return channel, await _queue(channel, item, arguments)
 
 
 async def _queue(channel: Channel, item: DeclareQueue, arguments: dict[str, Any]) -> str:
-    method = await _ask(
+    method = await ask(
         channel,
         "queue_declare",
         queue=item.name,
@@ -153,7 +155,7 @@ async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:
 
     Publishes a message that no queue takes, with a confirm, on a channel of its own: permission is only ever checked then.
     """
-    channel = await _channel(protocol)
+    channel = await open_channel(protocol)
     confirmed: Deferred[None] = Deferred()
     await bounded(
         channel.confirm(lambda *_confirm: None if confirmed.called else confirmed.callback(None), lambda *_returned: None),

@@ -6,15 +6,12 @@ exist is made, and removed again unless somebody uses it by then. Bindings are t
 
 import uuid
 from collections.abc import Iterable
-from typing import Any
 
 import attrs
 
-from rpcd.amqp.channel import Channel
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, close, probe_default_exchange
+from rpcd.amqp.declare import ask, carry_out, close, open_channel, probe_default_exchange
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import bounded
-from rpcd.core.errors import BrokerRefused, ChannelClosed, ObjectMissing
+from rpcd.core.errors import BrokerRefused, ChannelClosed, ObjectMissing, ReplyCode
 from rpcd.core.topology import Bind, Declaration, DeclareExchange, DeclareQueue
 
 
@@ -35,6 +32,8 @@ class Rehearsal:
         """Nothing has been made yet."""
         self.made: list[DeclareExchange | DeclareQueue] = []
         self._missing: set[str] = set()
+        self._locked: set[str] = set()
+        self._fleeting: set[str] = set()
 
     async def run(self, protocol: AmqpProtocol, plan: Iterable[Declaration], replies: bool) -> list[Finding]:
         """Try a plan; `replies` tells whether the default exchange is needed for replies as well."""
@@ -50,27 +49,42 @@ class Rehearsal:
 
     async def _one(self, item: Declaration) -> Finding:
         what = shown(item)
-        if self._protocol.is_lost:
-            return Finding(item.path, what, "not tried: the broker has closed the connection")
-        if isinstance(item, Bind) and {item.queue, f"exchange {item.exchange}"} & self._missing:
-            return Finding(item.path, what, "not tried: one end is missing")
-        if isinstance(item, DeclareQueue) and not item.name:
-            return Finding(item.path, what, "not tried: the broker chooses its name")
+        hindrance = self._hindrance(item)
+        if hindrance is not None:
+            return Finding(item.path, what, f"not tried: {hindrance}")
         try:
             return Finding(item.path, what, await self._try(item))
         except (BrokerRefused, ObjectMissing) as error:
+            refused = error.__cause__
+            if isinstance(refused, ChannelClosed) and refused.code == ReplyCode.RESOURCE_LOCKED:
+                self._locked.add(getattr(item, "name", ""))
+                return Finding(item.path, what, "is there: exclusive, and in use")
             if not isinstance(item, Bind):
                 self._missing.add(item.name if isinstance(item, DeclareQueue) else f"exchange {item.name}")
             return Finding(item.path, what, "missing" if isinstance(error, ObjectMissing) else "refused", error)
 
+    def _hindrance(self, item: Declaration) -> str | None:
+        """Say why a step can't be tried, or would do harm."""
+        if self._protocol.is_lost:
+            return "the broker has closed the connection"
+        if isinstance(item, DeclareQueue) and not item.name:
+            return "the broker chooses its name"
+        if not isinstance(item, Bind):
+            return None
+        hindrances = {
+            "the broker chooses the queue's name": not item.queue,
+            "one end is missing": bool({item.queue, f"exchange {item.exchange}"} & self._missing),
+            "the queue is exclusive, and in use": item.queue in self._locked,
+            "the exchange goes away with its last binding, which this could be": item.exchange in self._fleeting,
+        }
+        return next((why for why, holds in hindrances.items() if holds), None)
+
     async def _try(self, item: Declaration) -> str:
         if isinstance(item, Bind):
-            if not item.queue:
-                return "not tried: the broker chooses the queue's name"
             probe = attrs.evolve(item, routing_key=f"rpcd.check.{uuid.uuid4()}")
             await carry_out(self._protocol, [probe])
-            channel = await self._channel()
-            await self._ask(
+            channel = await open_channel(self._protocol)
+            await ask(
                 channel,
                 "queue_unbind",
                 queue=probe.queue,
@@ -82,7 +96,9 @@ class Rehearsal:
             return "allowed"
         exists = await self._exists(item)
         await carry_out(self._protocol, [item])
-        if not exists:
+        if isinstance(item, DeclareExchange) and item.auto_delete:
+            self._fleeting.add(item.name)
+        if not exists and not (isinstance(item, DeclareQueue) and item.exclusive):  # that one goes with the connection
             self.made.append(item)
         return "is there" if exists else "will be made"
 
@@ -103,26 +119,20 @@ class Rehearsal:
         return Finding("broker", f"permission to {purpose}", "allowed")
 
     async def _remove(self, item: DeclareExchange | DeclareQueue) -> bool:
-        channel = await self._channel()
+        channel = await open_channel(self._protocol)
         try:
             if isinstance(item, DeclareQueue):
                 # RabbitMQ knows no if-empty and no if-unused for quorum queues, so we look for ourselves
-                status = await self._ask(channel, "queue_declare", queue=item.name, passive=True)
+                status = await ask(channel, "queue_declare", queue=item.name, passive=True)
                 if status.message_count or status.consumer_count:
                     return False
-                await self._ask(channel, "queue_delete", queue=item.name)
+                await ask(channel, "queue_delete", queue=item.name)
             else:
-                await self._ask(channel, "exchange_delete", exchange=item.name, if_unused=True)
+                await ask(channel, "exchange_delete", exchange=item.name, if_unused=True)
             await close(channel)
         except ChannelClosed:
             return False
         return True
-
-    async def _channel(self) -> Channel:
-        return await bounded(self._protocol.open_channel(), STEP_SECONDS, self._protocol.clock, "opening a channel")
-
-    async def _ask(self, channel: Channel, name: str, **arguments: Any) -> Any:
-        return await bounded(channel.call(name, **arguments), STEP_SECONDS, channel.clock, f"the broker's answer to {name}")
 
 
 def shown(item: Declaration) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from rpcd.amqp.caller import Answer, Caller
 from rpcd.cli.broker import Connect, broker_options, choose, end, talk
+from rpcd.core.message import Outgoing, outgoing
 
 
 @click.command()
@@ -32,6 +33,7 @@ def call(queue: str, body: str, timeout: float, exchange: str, as_json: bool, co
     Example: rpcd call orders '{"customer": "ada", "items": ["tea"]}'
     """
     request = parse(body)
+    composed(exchange, queue, request)  # what can't be sent is told before anything is connected
 
     async def work(connect: Connect) -> Answer:
         caller = Caller(await (await connect()).open_channel())
@@ -50,6 +52,14 @@ def parse(text: str) -> Any:
         return msgspec.json.decode(raw.encode())
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
         end(f"the body is not JSON: {error}", 2)
+
+
+def composed(exchange: str, key: str, body: Any, **options: Any) -> Outgoing:
+    """Encode a message; end with 2 if AMQP has no form for it."""
+    try:
+        return outgoing(exchange, key, body, **options)
+    except (TypeError, ValueError) as error:
+        end(str(error), 2)
 
 
 def show(answer: Answer, as_json: bool) -> None:

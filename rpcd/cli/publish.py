@@ -7,8 +7,7 @@ import click
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.waiting import bounded
 from rpcd.cli.broker import Connect, broker_options, choose, talk
-from rpcd.cli.call import parse
-from rpcd.core.message import outgoing
+from rpcd.cli.call import composed, parse
 
 
 @click.command()
@@ -34,7 +33,7 @@ def publish(
 
     Example: rpcd publish shop order.placed '{"number": 17}'
     """
-    message = outgoing(exchange, key, parse(body), mandatory=not unroutable_is_fine, message_id=str(uuid.uuid4()))
+    message = composed(exchange, key, parse(body), mandatory=not unroutable_is_fine, message_id=str(uuid.uuid4()))
 
     async def work(connect: Connect) -> None:
         protocol = await connect()

@@ -136,12 +136,18 @@ def _consumers(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{path}.handler", f"{consumer.handler!r} is no dotted path", "expected package.module:Name")
         yield from _limits(path, consumer)
         yield from _retry(path, consumer, settings)
+        yield from _archive(path, consumer)
         yield from _arguments(f"{path}.arguments", consumer.arguments)
         if consumer.lock is not None:
             try:
                 lane_key(consumer.lock)
             except ValueError as error:
                 yield Problem(f"{path}.lock", str(error))
+
+
+def _archive(path: str, consumer: Consumer) -> Iterator[Problem]:
+    if consumer.archive.max_length is None and consumer.archive.overflow != "reject-publish":
+        yield Problem(f"{path}.archive.overflow", "the archive has no limit, so it never overflows", "set max_length, too")
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

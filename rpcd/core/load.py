@@ -23,6 +23,9 @@ from rpcd.core.tables import MAX_SHORT
 LONGEST_SECONDS = 1e9
 """Some thirty years: a longer time is a slip of the pen."""
 
+_OF_URL = ("url", "username", "password", "virtual_host")
+"""What RABBITMQ_URL replaces."""
+
 Path = tuple[str | int, ...]
 
 
@@ -35,10 +38,11 @@ def load(parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFi
     expander = Expander(environment, read)
     raw = expander.tree(dict(parsed))
     if "RABBITMQ_URL" in environment and isinstance(raw.setdefault("broker", {}), dict):
-        raw["broker"] = {**raw["broker"], "url": environment["RABBITMQ_URL"]}
+        own = {key: value for key, value in raw["broker"].items() if key not in _OF_URL}  # another broker gets no password
+        raw["broker"] = {**own, "url": environment["RABBITMQ_URL"]}
     settings, mistakes = _structure(raw)
     problems = [*expander.problems, *mistakes]
-    if not any(problem.path.startswith("broker") for problem in problems):
+    if not any(problem.path == "broker.url" for problem in problems):
         problems += _address_problems(settings, environment)
     empty = not parsed.get("consumers")  # else those that are missing now were taken out, and it was said why
     return settings, problems + [problem for problem in lint(settings) if empty or problem.path != "consumers"]

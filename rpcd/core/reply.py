@@ -97,7 +97,7 @@ class Replies:
         if reply_to in self._checked:
             return
         if not isinstance(reply_to, str) or not self._permitted(reply_to):
-            raise ReplyRefused("reply_to is not allowed here: name its queue in reply_to_allowed")
+            raise ReplyRefused(f"reply_to is not allowed here: {self._why(reply_to)}")
         if len(self._checked) >= _REMEMBERED:
             self._checked.clear()
         self._checked.add(reply_to)
@@ -108,6 +108,15 @@ class Replies:
         if name.startswith(DIRECT_REPLY_TO):
             return self.via == DEFAULT_EXCHANGE and direct_reply_token_is_whole(name)
         return name.startswith(_SERVER_NAMED) or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allowed)
+
+    def _why(self, name: ShortString) -> str:
+        if name in self.own_queues:
+            return "it is a queue of rpcd's own"
+        if not isinstance(name, str) or not name.startswith(DIRECT_REPLY_TO):
+            return "name its queue in reply_to_allowed"
+        if self.via != DEFAULT_EXCHANGE:
+            return f"direct reply-to can't be reached with reply_via = {self.via!r}"
+        return "it is no direct reply-to that a broker has made"
 
     def success(self, message: Message[Any], value: Any) -> Outgoing:
         """Encode what a handler returned; raise ReplyUnencodable when it can't be sent."""

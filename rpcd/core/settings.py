@@ -72,7 +72,9 @@ class Broker:
 class Service:
     """`[service]`: the process."""
 
-    path: list[str] = setting("Directories put in front of sys.path, so that handlers are found there.", [])
+    path: list[str] = setting(
+        "Directories put in front of sys.path, so that handlers are found there; relative to the config file's own.", []
+    )
     on_start: str | None = setting("Dotted path of a function that is called without arguments before rpcd connects.", None)
     drain_timeout: Seconds = setting(
         "How long running handlers get to finish when the process is told to stop.", Seconds(30.0)
@@ -135,7 +137,7 @@ class Queue:
     )
     passive: bool = setting("Whether it is only checked for, and waited for.", False)
     delivery_limit: Positive = setting(
-        "How often a quorum queue may deliver a message before the broker archives it.", Positive(20)
+        "How often a message may come back to a quorum queue before the broker archives it.", Positive(20)
     )
     arguments: dict[str, Any] = setting(
         "Arguments for the broker, verbatim; they win over those that rpcd would choose.", {}
@@ -185,7 +187,9 @@ class Consumer:
     )
     reply: Literal["envelope", "plain", "none"] = setting("What a reply looks like.", "envelope")
     reply_via: Literal["default", "request-exchange"] = setting("The exchange that replies go to.", "default")
-    reply_confirm: bool = setting("Whether a reply is confirmed by the broker before its request is acked.", False)
+    reply_confirm: bool = setting(
+        "Whether a reply is confirmed by the broker before its request is acked (direct reply-to can't be).", False
+    )
     reply_to_allowed: list[str] = setting(
         "Queues besides server-named ones that may be replied to; * and ? stand for any characters.", []
     )
