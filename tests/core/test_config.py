@@ -369,6 +369,31 @@ def test_the_folders_of_the_config_come_first_in_their_order(assembled: Any, fol
     assert sys.path[:2] == [str(folder), str(folder / "other")]
 
 
+def test_relative_paths_begin_beside_the_config_file(
+    write: Write, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("secret", "pw\n")
+    path = write(
+        "rpcd.toml",
+        """
+        [broker]
+        url = "amqps://h"
+        password = "${file:secret}"
+        [broker.tls]
+        ca = "tls/ca.pem"
+        certificate = "/etc/rpcd/shop.pem"
+        [service]
+        path = [".", "handlers", "/opt/shop"]
+        """,
+    )
+    monkeypatch.chdir(folder.parent)
+    found, _ = read(str(path.relative_to(folder.parent)), {})
+    assert found.broker.password == "pw"
+    assert found.service.path == [str(folder), str(folder / "handlers"), "/opt/shop"]
+    tls = found.broker.tls
+    assert (tls.ca, tls.certificate, tls.key) == (str(folder / "tls/ca.pem"), "/etc/rpcd/shop.pem", None)
+
+
 def test_a_folder_is_put_there_once(assembled: Any, folder: pathlib.Path) -> None:
     assembled(PLAIN)
     assembled(PLAIN)

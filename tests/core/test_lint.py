@@ -226,6 +226,12 @@ def test_a_mistake_about_a_consumer(consumer: Any, problem: str) -> None:
     assert found.startswith(problem)
 
 
+def test_an_archive_without_a_limit_never_overflows() -> None:
+    found = of_consumer(archive={"overflow": "drop-head"})
+    assert found == ["consumers.shop.archive.overflow: the archive has no limit, so it never overflows; set max_length, too"]
+    assert of_consumer(archive={"overflow": "drop-head", "max_length": 5}) == []
+
+
 @pytest.mark.parametrize(
     "consumer",
     [

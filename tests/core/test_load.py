@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rpcd.core import settings as sections
 from rpcd.core.address import AddressError
 from rpcd.core.load import heartbeat, load
-from rpcd.core.settings import Queue, Settings
+from rpcd.core.settings import Broker, Queue, Settings
 
 PROPERTY = settings(max_examples=15, deadline=None)  # each example builds a converter, which takes ten milliseconds
 
@@ -220,6 +220,18 @@ def test_a_consumer_of_a_broken_queue_is_no_second_problem() -> None:
 def test_the_environments_url_wins_over_the_file() -> None:
     found, problems = loaded(changed("broker", "url", to="amqp://file"), {"RABBITMQ_URL": "amqp://environment"})
     assert (found.broker.url, problems) == ("amqp://environment", [])
+
+
+def test_the_environments_url_brings_its_own_user_and_virtual_host() -> None:
+    """Else the file's password would be shown to another broker."""
+    own = {"username": "shop", "password": "secret", "virtual_host": "shop", "heartbeat": 7}
+    found, problems = loaded({**GOOD, "broker": own}, {"RABBITMQ_URL": "amqp://environment"})
+    assert problems == []
+    assert found.broker == Broker(url="amqp://environment", heartbeat=7)
+
+
+def test_a_mistake_beside_the_url_hides_none_within_it() -> None:
+    assert len(said({**GOOD, "broker": {"url": "amqp://h:0", "heartbeat": "often"}})) == 2
 
 
 def test_the_environments_url_needs_no_broker_section_and_is_not_expanded() -> None:

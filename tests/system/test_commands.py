@@ -3,6 +3,7 @@
 import os
 import pathlib
 import subprocess
+import textwrap
 
 import pytest
 from daemon import RPCD, StartDaemon
@@ -18,6 +19,8 @@ ECHO = """
             raise rpcd.RequestFailed("no")
         return message.body
 """
+
+HANDLE = "def handle(message):\n    return {}\n"
 
 CONFIG = '[queues.echo]\n[consumers.echo]\nqueue = "echo"\nhandler = "handlers_of_test:echo"\n'
 
@@ -125,6 +128,36 @@ def test_check_broker_tries_everything_and_leaves_nothing(config: pathlib.Path, 
     assert done.stdout.count("will be made") == 7
     assert "allowed" in done.stdout
     assert not any(peer.exists(name) for name in ("echo", "echo.archive", "echo.retry.200"))
+
+
+def test_check_broker_disturbs_nobody(url: str, peer: Peer, start: StartDaemon, tmp_path: pathlib.Path) -> None:
+    """Not even what hangs by a thread: an exchange that goes with its last binding, a queue that belongs to a daemon."""
+    peer.channel.exchange_declare("fleeting", "fanout", durable=True, auto_delete=True)
+    text = """
+        [exchanges.fleeting]
+        type = "fanout"
+        auto_delete = true
+        [queues.mine]
+        exclusive = true
+        bindings = [{ exchange = "fleeting" }]
+        [consumers.mine]
+        queue = "mine"
+        handler = "handlers_of_test:handle"
+        [queues.other]
+        bindings = [{ exchange = "fleeting" }]
+        """
+    apart = tmp_path / "apart.toml"
+    apart.write_text(f"[service]\npath = [{str(tmp_path)!r}]\n" + textwrap.dedent(text))
+    (tmp_path / "handlers_of_test.py").write_text(HANDLE)
+    first = rpcd("check", "--config", str(apart), "--broker", url=url)
+    assert (first.returncode, first.stderr) == (0, "")
+    peer.channel.exchange_declare("fleeting", passive=True)
+    daemon = start(text, HANDLE)
+    second = rpcd("check", "--config", str(apart), "--broker", url=url)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "is there: exclusive, and in use" in second.stdout
+    assert peer.call("mine").json["success"] is True
+    assert daemon.stop() == 0
 
 
 def test_check_broker_finds_what_differs_and_what_is_forbidden(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import attrs
 import pytest
 from daemon import RPCD, Daemon
 from peer import Peer
@@ -14,6 +15,11 @@ from peer import Peer
 from rpcd.config import read
 from rpcd.core import settings
 from rpcd.core.outcome import TABLE
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
@@ -80,6 +86,18 @@ def test_the_sample_is_right_as_it_stands() -> None:
     assert list(found.consumers) == ["orders"]
 
 
+def defaults_told(text: str, section: type[attrs.AttrsInstance]) -> list[str]:
+    """Return the settings whose commented-out line tells another value than what is taken without it."""
+    wrong = []
+    for name, value in re.findall(r"^# (\w+) = ([^#\n]+)", text, re.MULTILINE):
+        default = getattr(attrs.fields(section), name).default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory()
+        if default not in (None, [], attrs.NOTHING) and tomllib.loads(f"{name} = {value}")[name] != default:
+            wrong.append(name)
+    return wrong
+
+
 def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path) -> None:
     whole = tmp_path / "whole.toml"
     whole.write_text(uncommented().replace("amqp://guest:guest@localhost:5672/", "amqps://guest:guest@localhost:5671/"))
@@ -101,6 +119,7 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
         (text,) = re.findall(pattern, SAMPLE.read_text(), re.DOTALL)
         named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)) | {"tls", "retry", "archive", "config"}
         assert set(settings.sentences(section)) <= named, section
+        assert defaults_told(text, section) == []
     assert found.consumers["orders"].window == 2
 
 
