@@ -46,7 +46,7 @@ LONGEST_IN_PROCESS = 60.0
 def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
     """Read a config file; raise SettingsError if it can't be read at all, else return settings and problems."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SettingsError([Problem(path, f"can't be read: {error.strerror}")]) from None
     except UnicodeDecodeError:
@@ -59,6 +59,9 @@ def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Prob
     settings, problems = load(parsed, environment, lambda name: (place / name).read_text(encoding="utf-8"))
     settings = _beside(settings, place)
     problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
+    for index, directory in enumerate(settings.service.path):
+        if not Path(directory).is_dir():
+            problems.append(Problem(f"service.path[{index}]", f"{directory} is no directory"))
     return settings, problems
 
 

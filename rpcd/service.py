@@ -1,5 +1,6 @@
 """The service: everything that runs, the order in which it starts, the order in which it stops."""
 
+import functools
 import logging
 import os
 import signal
@@ -83,6 +84,7 @@ class Daemon(Service):
         self._reactor.callWhenRunning(self._start)
 
     def _start(self) -> None:
+        _leave_signals_to_children()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         ending.exit_with(ExitCode.OK)
@@ -224,6 +226,17 @@ class Daemon(Service):
     def _tell(self) -> None:
         running = sum(len(consumer.workers.running) for consumer in self.consumers)
         log.info("draining: %s handlers are still running", running)
+
+
+@functools.cache
+def _leave_signals_to_children() -> None:
+    """Let processes that a handler forks die of SIGTERM and SIGINT, which only the daemon itself drains at."""
+
+    def after() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(after_in_child=after)
 
 
 def _forget(coroutine: Any) -> None:

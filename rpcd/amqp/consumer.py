@@ -10,7 +10,7 @@ from typing import Any
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal, probe_default_exchange
+from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import ThreadOutlet
@@ -23,7 +23,6 @@ from rpcd.amqp.workers import Workers
 from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
-from rpcd.core.reply import DEFAULT_EXCHANGE, NONE
 from rpcd.core.stats import Stats
 from rpcd.core.verdict import Halt
 from rpcd.core.wire import Properties
@@ -55,7 +54,6 @@ class Consumer:
         self.settlement = Settlement(
             outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
         )
-        self._replies_here = own_channel and plan.section.reply != NONE and plan.section.reply_via == DEFAULT_EXCHANGE
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
@@ -88,8 +86,6 @@ class Consumer:
         protocol.when_lost(ended.fail)
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
         queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
-        if self._replies_here:
-            await probe_default_exchange(protocol, "send replies")
         await unless(ended, self._publisher.ready.wait())
         await unless(ended, self.workers.ready.wait())
         channel = await bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel")
@@ -119,7 +115,7 @@ class Consumer:
 
     def _on_blocked(self, reason: str | None) -> None:
         said = "goes on" if reason is None else f"blocks this connection, and with it replies and acks: {reason}"
-        log.warning("the broker %s", said, extra=self._fields())
+        log.log(logging.INFO if reason is None else logging.WARNING, "the broker %s", said, extra=self._fields())
 
     def _on_return(self, code: int, text: str, _exchange: str, routing_key: str, properties: Properties) -> None:
         self.stats.replies_unroutable += 1
@@ -161,7 +157,9 @@ class Consumer:
         self.workers.flush()
         for job in self.workers.overdue(self.plan.section.time_limit):
             self.stats.overdue += 1
-            self.settlement.claim(job, self.plan.route.judge(TimeLimitPassed(), job.message))
+            outcome = self.plan.route.judge(TimeLimitPassed(), job.message)
+            outcome.trace = self.workers.stack(job)
+            self.settlement.claim(job, outcome)
         if self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
             self._overseer.exhausted(self)
 

@@ -87,7 +87,7 @@ class Publisher:
         protocol.when_lost(ended.fail)
         protocol.when_lost(lambda _reason: self._block(False))  # an alarm ends with its connection: time limits run again
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
-        await probe_default_exchange(protocol, "publish copies to the retry and archive queues")
+        await probe_default_exchange(protocol, "send replies and publish copies to the retry and archive queues")
         await self._open(protocol, self.copies, ended)
         await self._open(protocol, self.publications, ended)
         self.connection.serving()
@@ -135,8 +135,11 @@ class Publisher:
         channel.when_closed(closed)
 
     def _on_blocked(self, reason: str | None) -> None:
-        if (reason is not None) != self.copies.blocked:
-            log.warning("the broker %s", "takes publications again" if reason is None else f"blocks publishing: {reason}")
+        if reason is None:
+            log.info("the broker takes publications again")
+        elif not self.copies.blocked:
+            log.warning("the broker blocks publishing: %s", reason)
+            self.ready.fire()  # what needs no publishing can be consumed; that may be what ends the alarm
         self._block(reason is not None)
 
     def _block(self, blocked: bool) -> None:

@@ -207,8 +207,8 @@ class Settlement:
     def _failed(self, failure: Failure, job: Job) -> None:
         """Begin anew with a fresh connection when settling itself went wrong: the broker delivers the message again."""
         self._settling.discard(job)
-        log.critical("settling failed", exc_info=exc_info(failure), extra=fields(job.message))
         self._outcomes.again("a message could not be settled")
+        log.critical("settling failed", exc_info=exc_info(failure), extra=fields(job.message))
         if job.outcome is not None and job.outcome.halt is not None:
             self._halted(job.outcome.halt)
 

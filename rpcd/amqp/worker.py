@@ -1,7 +1,9 @@
 """One thread of a consumer, and the handler that it has: made, shut down, replaced."""
 
 import logging
+import sys
 import threading
+import traceback
 from typing import Any
 
 from twisted.python.threadpool import ThreadPool
@@ -68,6 +70,11 @@ class Worker:
             else:
                 return True
         return False
+
+    def stack(self) -> str:
+        """Tell where the thread is right now; its text is for the log only."""
+        frame = sys._current_frames().get(self.thread)  # noqa: SLF001  # the library's only way to see another thread
+        return "".join(traceback.format_stack(frame)).rstrip()
 
     def is_spent_by(self, error: BaseException) -> bool:
         """Tell whether the instance is to be shut down and replaced after an error: it can be, and nobody expected that."""

@@ -8,7 +8,7 @@ keeps a wake-up from being lost:
 - The reactor appends a job, *then* looks for a parked worker, unless a woken one is under way already.
 - A worker that found nothing parks itself, *then* looks again before it sleeps.
 - A woken worker says that it is no longer under way *before* it takes, and wakes one more if it leaves jobs behind.
-- A result is appended, *then* the flag is tested; `_drain` clears the flag *before* it empties the deque.
+- A result is appended, *then* the flag is tested; `flush` clears the flag *before* it empties the deque.
 - A job reaches its next place before it leaves the last: queue or lane, a worker's hand, results. Taking is one step under
   the mutex. So whoever looks for all jobs finds each if he looks in this order.
 
@@ -152,11 +152,12 @@ class Workers:
                 self._start_one()
                 yield job
 
-    def flush(self) -> None:
-        """Take in all results that are there, without waiting for the wake-up that is under way."""
-        self._drain()
+    def stack(self, job: Job) -> str | None:
+        """Tell where the handler of an overdue job hangs."""
+        return next((worker.stack() for worker in self.workers if worker.overdue is job), None)
 
-    def _drain(self) -> None:
+    def flush(self) -> None:
+        """Take in all results that are there, without waiting for a wake-up that is under way."""
         self._scheduled = False
         results, batch = self._results, []
         while results:
@@ -284,7 +285,7 @@ class Workers:
         worker.job = following
         if not self._scheduled:
             self._scheduled = True
-            self._reactor.callFromThread(self._drain)
+            self._reactor.callFromThread(self.flush)
         return following
 
     def _replace(self, worker: Worker, job: Job, error: BaseException) -> None:

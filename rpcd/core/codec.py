@@ -1,5 +1,6 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,9 +23,24 @@ _encoder = msgspec.json.Encoder()
 def encode_json(value: Any) -> bytes:
     """Encode a value as JSON; raise TypeError or ValueError when JSON has no form for it."""
     try:
-        return _encoder.encode(value)
+        encoded = _encoder.encode(value)
     except RecursionError as error:
         raise ValueError("the value is nested too deeply, or contains itself") from error
+    if b"null" in encoded:
+        _check_finite(msgspec.to_builtins(value))
+    return encoded
+
+
+def _check_finite(value: Any) -> None:
+    """Raise ValueError for NaN and infinity, which JSON has no form for: they would arrive as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"JSON has no form for {value}")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_finite(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            _check_finite(item)
 
 
 def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:

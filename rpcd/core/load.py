@@ -200,8 +200,9 @@ _GONE = object()
 def _take_out(raw: dict[str, Any], path: Path, kind: Any, mistake: BaseException) -> None:
     """Remove what is at fault from the raw tree; a section whose required key is missing or wrong goes as a whole."""
     if isinstance(mistake, ForbiddenExtraKeysError):
-        for key in mistake.extra_fields:
-            _at(raw, path).pop(key, None)
+        section = _at(raw, path)
+        for key in mistake.extra_fields if isinstance(section, dict) else ():  # else it has gone as a whole already
+            section.pop(key, None)
         return
     if isinstance(mistake, KeyError) or _required(kind, path[-1]):
         path = path[:-1]

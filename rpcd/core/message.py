@@ -82,6 +82,17 @@ class Reply:
         self.message = message
 
 
+class Ended(list[Outgoing]):
+    """What a message publishes when its handler has returned: nothing more."""
+
+    def append(self, _outgoing: Outgoing) -> None:
+        """Raise RuntimeError: it would be sent by nobody."""
+        raise RuntimeError("the handler has returned, so nothing is held back for it any more; use publish_now")
+
+
+ENDED = Ended()
+
+
 class Message(Generic[BodyT]):
     """What arrived: body, headers, where from, who wants a reply, which attempt.
 
@@ -90,13 +101,13 @@ class Message(Generic[BodyT]):
     """
 
     __slots__ = (
+        "_payload",
+        "_properties",
         "attempt",
         "body",
         "deadline",
         "exchange",
         "nacks",
-        "payload",
-        "properties",
         "published",
         "received",
         "redelivered",
@@ -121,11 +132,11 @@ class Message(Generic[BodyT]):
     ) -> None:
         """Make a message by hand; `received` is in seconds since the epoch."""
         self.body = body
-        self.payload = payload
-        self.properties = properties if properties is not None else Properties()
+        self._payload = payload
+        self._properties = properties if properties is not None else Properties()
         if headers is not None:
-            self.properties.headers = Headers(table(headers))
-            self.properties.headers.update(headers)
+            self._properties.headers = Headers(table(headers))
+            self._properties.headers.update(headers)
         self.exchange = exchange
         self.routing_key = routing_key
         self.source = Source(consumer, queue)
@@ -135,6 +146,16 @@ class Message(Generic[BodyT]):
         self.nacks = 0
         self.deadline: float | None = None
         self.published: list[Outgoing] = []
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes that came; nobody can change them, for a retry carries them on."""
+        return self._payload
+
+    @property
+    def properties(self) -> Properties:
+        """AMQP's properties of the message."""
+        return self._properties
 
     @property
     def queue(self) -> str:
@@ -149,7 +170,7 @@ class Message(Generic[BodyT]):
     @property
     def headers(self) -> Mapping[str, Any]:
         """The application's headers, decoded; empty when there are none."""
-        found = self.properties.headers
+        found = self._properties.headers
         return found if isinstance(found, Headers) else {}
 
     @property
@@ -215,8 +236,8 @@ def delivered(
     """Make the message of a delivery; the same as the constructor, at a third of its cost."""
     message: Message[Any] = Message.__new__(Message)
     message.body = None
-    message.payload = payload
-    message.properties = properties
+    message._payload = payload  # noqa: SLF001  # its second constructor
+    message._properties = properties  # noqa: SLF001
     message.exchange = exchange
     message.routing_key = routing_key
     message.source = source

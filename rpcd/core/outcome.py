@@ -35,11 +35,13 @@ class Policy:
 
 def success(value: Any, message: Message[Any], policy: Policy) -> Outcome:
     """Return the outcome of a handler that returned `value`."""
-    replies = policy.replies
+    replies, published = policy.replies, message.published
+    if published and not all(isinstance(each, Outgoing) for each in published):
+        raise TypeError("message.published holds what message.publish() has not put there")
     if message.properties.reply_to is None or not replies.wanted(message):
-        return Outcome(Verdict.ACK, publications=message.published, level=logging.DEBUG) if message.published else ACKED
+        return Outcome(Verdict.ACK, publications=published, level=logging.DEBUG) if published else ACKED
     reply = replies.success(message, value)
-    return Outcome(Verdict.ACK, reply=reply, publications=message.published or None, level=logging.DEBUG)
+    return Outcome(Verdict.ACK, reply=reply, publications=published or None, level=logging.DEBUG)
 
 
 def judge(error: BaseException, message: Message[Any], policy: Policy, now: float) -> Outcome:
@@ -166,9 +168,10 @@ def _time_limit(case: Case) -> Outcome:
 
 def _by_policy(case: Case) -> Outcome:
     outcome = ON_ERROR[case.policy.on_error](case)
-    if isinstance(case.error, errors.PublishError):
-        outcome.reason = f"{outcome.reason}; {case.error}"
-    else:
+    refused = isinstance(case.error, errors.PublishError)
+    if refused:
+        outcome.reason = f"{outcome.reason}; {case.error}" if outcome.reason else str(case.error)
+    if not refused or case.error.__traceback__ is not None:  # else no code raised it: what was held back was refused
         outcome.trace = trace(case.error)
     return outcome
 
@@ -240,7 +243,7 @@ TABLE: tuple[Rule, ...] = (
     ),
     Rule(
         "`Retry(delay=None)`",
-        "a copy to the next retry step that is long enough; archive when attempts are spent",
+        "a copy to the next retry step that is long enough (else the longest); archive when attempts are spent",
         "only when spent",
         errors.Retry,
         _retry_row,

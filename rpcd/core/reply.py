@@ -129,14 +129,14 @@ class Replies:
                 value, text = value.data, value.message
             return self._envelope(message, b"true", value, text)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
-            raise ReplyUnencodable(f"the reply can't be encoded: {type(error).__name__}") from error
+            raise ReplyUnencodable(f"the reply can't be encoded: {error}") from error
 
     def failure(self, message: Message[Any], text: str | None, data: Mapping[str, Any] | None = None) -> Outgoing:
         """Encode a failure; it is the same document in every form. Raise ReplyUnencodable when it can't be sent."""
         try:
             return self._envelope(message, b"false", data, text)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
-            raise ReplyUnencodable(f"the reply can't be encoded: {type(error).__name__}") from error
+            raise ReplyUnencodable(f"the reply can't be encoded: {error}") from error
 
     def _envelope(self, message: Message[Any], success: bytes, value: Any, text: str | None) -> Outgoing:
         data = b"{}" if value is None else encode_json(value)

@@ -10,7 +10,7 @@ import attrs
 from rpcd.core.codec import Codec
 from rpcd.core.errors import BadMessage, DeadlinePassed
 from rpcd.core.handler import Handler, Layer, Target, check_finished
-from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
+from rpcd.core.message import ENDED, EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import Policy, judge, success
 from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
 from rpcd.core.tables import Headers, fits
@@ -89,7 +89,9 @@ class Route:
         value = handler(message)
         if value is not None:
             check_finished(value)
-        return success(value, message, self.policy)
+        outcome = success(value, message, self.policy)
+        message.published = ENDED  # a thread that the handler has left behind is told so
+        return outcome
 
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
         """Return the outcome of an exception."""

@@ -291,6 +291,16 @@ def test_what_nobody_else_declares_is_declared_before_it_is_ready(bench: Callabl
     assert "spare" in broker.queues
 
 
+def test_an_alarm_at_the_start_keeps_nobody_from_consuming(bench: Callable[..., Bench], broker: Broker) -> None:
+    """What needs no publishing can be consumed, and that may be what ends the alarm."""
+    broker.silent.add("Confirm.Select")
+    it = bench([]).start()
+    assert not it.publisher.ready.happened
+    it.link.blocked("low on memory")
+    it.reactor.run()
+    assert it.publisher.ready.happened
+
+
 def test_a_missing_object_is_waited_for_while_everybody_else_works(
     bench: Callable[..., Bench], broker: Broker, results: Results, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -290,7 +290,7 @@ def test_the_outcome_is_the_handlers(crew: MakeCrew) -> None:
     it = crew(gate)
     good, drops = it.give("good", "drops")
     bad = it.job("bad")
-    bad.message.payload = b"{"
+    bad.message._payload = b"{"
     it.workers.submit(bad)
     it.until(3)
     assert [job.outcome.verdict for job in (good, drops, bad)] == [Verdict.ACK, Verdict.REJECT, Verdict.ARCHIVE]  # type: ignore[union-attr]

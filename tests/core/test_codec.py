@@ -376,3 +376,10 @@ def test_a_value_that_contains_itself_is_a_value_error() -> None:
 def test_text_with_lone_surrogates_is_a_value_error(body: Any, content_type: str | None) -> None:
     with pytest.raises(ValueError, match="surrogates"):
         encode_body(body, content_type)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": [1, {"b": float("inf")}]}, (None, -float("inf"))], ids=repr)
+def test_what_json_has_no_form_for_does_not_become_null(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON has no form for"):
+        encode_json(value)
+    assert encode_json({"a": [None, 1.5]}) == b'{"a":[null,1.5]}'

@@ -369,6 +369,17 @@ def test_the_folders_of_the_config_come_first_in_their_order(assembled: Any, fol
     assert sys.path[:2] == [str(folder), str(folder / "other")]
 
 
+def test_a_byte_order_mark_is_no_mistake(write: Write) -> None:
+    path = write("rpcd.toml", "")
+    path.write_bytes(b"\xef\xbb\xbf[service]\r\ndrain_timeout = 7\r\n")
+    assert read(str(path), {})[0].service.drain_timeout == 7
+
+
+def test_a_folder_that_is_not_there_is_a_problem(write: Write, folder: pathlib.Path) -> None:
+    path = write("rpcd.toml", '[service]\npath = [".", "nowhere"]\n')
+    assert [str(each) for each in read(str(path), {})[1]][-1:] == [f"service.path[1]: {folder}/nowhere is no directory"]
+
+
 def test_relative_paths_begin_beside_the_config_file(
     write: Write, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

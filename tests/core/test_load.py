@@ -331,3 +331,15 @@ def test_any_tree_gives_settings_and_problems_and_never_crashes(parsed: dict[str
     found, problems = load(parsed, {"RABBITMQ_URL": "amqp://h"}, read)
     assert isinstance(found, Settings)
     assert all(problem.path and problem.what for problem in problems)
+
+
+def test_a_mistyped_and_a_missing_key_of_one_entry_are_two_problems_and_no_crash() -> None:
+    queues = {"orders": {"bindings": [{"exchnage": "x", "routing_key": "a"}, {"exchange": 7, "other": 1}]}}
+    found = said({**GOOD, "queues": queues})
+    assert sorted(problem.partition(":")[0].removeprefix("queues.orders.") for problem in found) == [
+        "bindings[0].exchange",
+        "bindings[0].exchnage",
+        "bindings[0].routing_key",
+        "bindings[1].exchange",
+        "bindings[1].other",
+    ]

@@ -252,3 +252,10 @@ def test_the_repr_of_a_publication_shows_no_body() -> None:
 def test_a_reply_keeps_what_the_handler_gave() -> None:
     reply = rpcd.Reply({"a": 1}, message="done")
     assert (reply.data, reply.message, rpcd.Reply().data, rpcd.Reply().message) == ({"a": 1}, "done", None, None)
+
+
+def test_what_came_can_not_be_changed() -> None:
+    message = Message[Any](payload=b"1")
+    for name in ("payload", "properties"):
+        with pytest.raises(AttributeError):
+            setattr(message, name, None)

@@ -373,3 +373,25 @@ def test_a_deep_path_is_followed_to_its_end() -> None:
     came = message()
     came.body = functools.reduce(lambda inner, _: {"a": inner}, range(50), "leaf")
     assert lane_key("body" + ".a" * 50)(came) == "leaf"
+
+
+# What the handler publishes -----------------------------------------------------------------------
+
+
+def test_what_is_published_after_the_handler_has_returned_is_refused_aloud() -> None:
+    came = message()
+    outcome = route().run(came, lambda it: it.publish("shop", "k", 1))
+    with pytest.raises(RuntimeError, match="the handler has returned"):
+        came.publish("shop", "k", 2)
+    assert outcome.publications is not None
+    assert len(outcome.publications) == 1
+
+
+def test_what_nobody_published_is_the_handlers_mistake() -> None:
+    came = message()
+
+    def spoil(it: Message[Any]) -> None:
+        it.published = [1, 2]  # type: ignore[list-item]
+
+    with pytest.raises(TypeError, match=r"message.published holds what message.publish\(\) has not put there"):
+        route().run(came, spoil)
