@@ -258,3 +258,26 @@ def test_the_lines_of_a_handler_carry_the_fields_of_its_message(start: StartDaem
         assert (line["consumer"], line["queue"], line["correlation_id"], line["attempt"]) == ("work", "work", "c\\n17", 1)
     assert lines[0]["message"] == "a line\nand another"
     assert all(json.loads(line) for line in daemon.lines)
+
+
+def test_a_process_that_a_handler_forks_can_be_terminated(start: StartDaemon, peer: Peer) -> None:
+    handlers = """
+        import multiprocessing, threading
+
+        def wait(pipe):
+            pipe.send("here")
+            threading.Event().wait(60)
+
+        def handle(message):
+            context = multiprocessing.get_context("fork")
+            mine, its = context.Pipe()
+            child = context.Process(target=wait, args=(its,))
+            child.start()
+            mine.recv()
+            child.terminate()
+            child.join(10)
+            return child.exitcode
+        """
+    daemon = start('[queues.work]\n[consumers.work]\nqueue = "work"\nhandler = "handlers_of_test:handle"\n', handlers)
+    assert peer.call("work").json["data"] == {"result": -15}
+    assert daemon.stop() == 0

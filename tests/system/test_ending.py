@@ -157,6 +157,7 @@ def test_a_stuck_handler_is_archived_and_replaced_and_too_many_of_them_exit_70(s
     assert daemon.wait() == 70
     assert {int(message.body) for message in peer.left("work.archive")} == set(range(MOST_LOST))
     assert f"{MOST_LOST} threads are stuck" in daemon.output
+    assert "threading.Event().wait()" in daemon.output  # where it hangs
 
 
 def test_a_wrong_password_is_tried_three_times_and_exits_77_with_the_brokers_words(start: StartDaemon, url: str) -> None:
