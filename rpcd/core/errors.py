@@ -13,7 +13,7 @@ class ExitCode(enum.IntEnum):
     OK = 0
     """Drained, or halted by a handler that named no other code."""
     SOFTWARE = 70
-    """An internal fault: all threads lost, a stuck reactor, or a consumer whose `on_error` is "halt"."""
+    """An internal fault: too many threads lost, a stuck reactor, or a consumer whose `on_error` is "halt"."""
     TEMPFAIL = 75
     """Stopped with unfinished handlers; their messages went back to the broker."""
     NOPERM = 77
