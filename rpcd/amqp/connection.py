@@ -15,6 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from rpcd.amqp.declare import login_refusal
 from rpcd.amqp.dial import Broker, Dial
 from rpcd.amqp.port import AmqpProtocol, translate
 from rpcd.amqp.tls import explain
@@ -54,6 +55,7 @@ class Connection:
         self._broker = broker
         self._serve = serve
         self._refused = refused
+        self._told: BrokerRefused | None = None
         self._wanted = True
         self._started = False
         self._failures = 0
@@ -101,6 +103,11 @@ class Connection:
         if self.protocol is not None:
             self.protocol.abort(ConnectionLost(reason))
 
+    def refuse(self, error: BrokerRefused) -> None:
+        """Tell what a person has to mend; whoever serves calls this itself when it finds that late, and then raises it."""
+        self._told = error
+        self._refused(error)
+
     async def _live(self) -> None:
         while self._wanted:
             error: Exception = ConnectionLost("the connection ended")
@@ -130,13 +137,16 @@ class Connection:
             self._logins = 0  # other trouble in between: what was refused then says nothing of now
             seconds = LONGEST_PAUSE if isinstance(error, BrokerRefused) else seconds
         self._failures += 1
+        if isinstance(error, LoginRefused):
+            error = login_refusal(error, self._broker.address)
         text = explain(error)
         known, self.trouble = self.trouble, text
         if isinstance(error, BrokerRefused) and self._is_final(error):
-            self._refused(error)
+            self.refuse(error)
         if not self._wanted:
             return
-        level = logging.WARNING if text != known else logging.DEBUG
+        # what was just told as the end of the process is not to be followed by the promise of another try
+        level = logging.DEBUG if text == known or error is self._told else logging.WARNING
         log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
         self._waiting = deferLater(self._broker.reactor, seconds)
         with contextlib.suppress(CancelledError):  # told to stop

@@ -1,5 +1,6 @@
 """Carrying out a topology plan; what the broker refuses becomes a sentence with the way out."""
 
+import re
 import uuid
 from typing import Any
 
@@ -8,13 +9,29 @@ from twisted.internet.defer import Deferred
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import bounded
-from rpcd.core.errors import HARD_ERRORS, BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, ObjectMissing, ReplyCode
+from rpcd.core.address import Address
+from rpcd.core.errors import (
+    HARD_ERRORS,
+    BrokerRefused,
+    ChannelClosed,
+    ConnectionLost,
+    ExitCode,
+    LoginRefused,
+    ObjectMissing,
+    ReplyCode,
+)
 from rpcd.core.message import Outgoing
 from rpcd.core.topology import NO_DELIVERY_LIMIT, Bind, Declaration, DeclareExchange, DeclareQueue
 from rpcd.core.wire import Properties, write_properties
 
 STEP_SECONDS = 30.0
 """How long the broker may take for one declaration; a quorum queue without a leader never answers."""
+
+
+SOURCE = "broker.url, or RABBITMQ_URL"
+"""Where an operator has written which broker, and as whom."""
+
+_CORRECT = "correct the arguments in the config"
 
 
 async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
@@ -35,7 +52,7 @@ async def carry_out(protocol: AmqpProtocol, plan: list[Declaration]) -> str:
             raise refusal(item, error) from error
         except ConnectionLost as error:
             if error.code in HARD_ERRORS:
-                raise BrokerRefused(f"{item.path}: the broker refused {_shown(item)}: {error}", ExitCode.CONFIG) from error
+                raise BrokerRefused(f"{_said(item, error)}; {_CORRECT}", ExitCode.CONFIG) from error
             raise
     await close(channel)
     return chosen
@@ -112,15 +129,31 @@ async def _queue(channel: Channel, item: DeclareQueue, arguments: dict[str, Any]
 
 def refusal(item: Declaration, error: ChannelClosed) -> Exception:
     """Turn the broker's refusal of a declaration into the error to raise: where, its own words, the way out."""
-    said = f"{item.path}: the broker refused {_shown(item)}: {error}"
+    said = _said(item, error)
     if error.code == ReplyCode.ACCESS_REFUSED:
         return BrokerRefused(f"{said}; {_permission(item)}", ExitCode.NOPERM)
     if error.code == ReplyCode.PRECONDITION_FAILED:
-        remedy = "delete it, or write the arguments that it has into the config, or set passive = true to take it as it is"
-        return BrokerRefused(f"{said}; {remedy}", ExitCode.CONFIG)
+        return BrokerRefused(f"{said}; {_difference(item, error.text)}", ExitCode.CONFIG)
     if error.code in (ReplyCode.NOT_FOUND, ReplyCode.RESOURCE_LOCKED):
         return ObjectMissing(f"{said}; waiting for it")
     return error
+
+
+def _said(item: Declaration, error: Exception) -> str:
+    return f"{item.path}: the broker refused {_shown(item)}: {error}"
+
+
+def _difference(item: Declaration, text: str) -> str:
+    """Tell what exists and differs, which can be deleted, from what can't exist at all."""
+    if "is reached" in text:  # a limit of queues is told by the same code
+        return "raise the limit of the virtual host, or delete what nobody needs"
+    if "inequivalent arg" not in text:
+        return _CORRECT
+    lost = "bindings" if isinstance(item, DeclareExchange) else "messages"
+    return (
+        "write the arguments that it has into the config, or set passive = true to take it as it is, "
+        f"or delete it (its {lost} go with it)"
+    )
 
 
 def _permission(item: Declaration) -> str:
@@ -148,6 +181,21 @@ def consume_refusal(consumer: str, queue: str, error: ChannelClosed) -> Exceptio
     if error.code in (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_FOUND, ReplyCode.RESOURCE_LOCKED):
         return ObjectMissing(f"{said}; waiting for it")
     return BrokerRefused(f"{said}; look at the consumer's arguments", ExitCode.CONFIG)
+
+
+def login_refusal(error: LoginRefused, address: Address, source: str = SOURCE) -> LoginRefused:
+    """Add to a refused login whose it was, for which virtual host, and the way out; `source` is where that is written."""
+    said, place = str(error).rstrip("."), f"virtual host {address.virtual_host!r}"
+    who = "the client's certificate" if address.external else f"user {address.username!r}"
+    if re.search(r"vhost .+ not found$", said):
+        remedy = f"there is no {place}: make it, or correct the name in {source}"
+    elif re.search(r"access to vhost '.+' refused for user '.+'$", said):
+        remedy = f"let {who} into {place} (rabbitmqctl set_permissions), or correct the names in {source}"
+    elif f"{ReplyCode.ACCESS_REFUSED:d} " in said:
+        remedy = f"correct {who}{'' if address.external else ' or the password'} for {place} in {source}"
+    else:
+        remedy = f"it was {who} for {place}, from {source}"
+    return LoginRefused(f"{said}; {remedy}", error.exit_code)
 
 
 async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:

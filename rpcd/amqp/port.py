@@ -16,12 +16,15 @@ import pika.credentials
 import pika.exceptions
 import pika.frame
 import pika.spec
+from OpenSSL import SSL
 from pika.adapters.twisted_connection import TwistedProtocolConnection
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
 from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel, Ended
 from rpcd.amqp.reader import Reader
+from rpcd.amqp.tls import explain
 from rpcd.core.address import Address
 from rpcd.core.errors import ChannelClosed, ConnectionLost, ExitCode, LoginRefused, ReplyCode
 from rpcd.core.wire import read_properties
@@ -34,6 +37,9 @@ ABORT_AFTER = 2.0
 
 BLOCKED_TIMEOUT = 300.0
 """Seconds that the broker may keep a connection blocked (an alarm) before it is made anew."""
+
+TLS_ALERT = 7
+"""Bytes that a port of TLS answers to plain AMQP before it hangs up (RFC 5246, 6.2.1 and 7.2); no frame is as short."""
 
 _HEADER = struct.Struct(">BHIHHQ")
 """A content header frame up to its property list: type, channel, size; class, weight, size of the body."""
@@ -134,7 +140,8 @@ class AmqpProtocol(TwistedProtocolConnection):
     def connectionLost(self, reason: Failure = Failure(ConnectionLost("closed"))) -> None:  # noqa: B008, N802
         """Note the cause, let pika end its channels, then tell everyone who asked."""
         if self.reason is None and isinstance(reason.value, Exception):
-            self.reason = reason.value
+            impl: Any = self._impl
+            self.reason = _in_tls() if impl.bytes_received == TLS_ALERT else reason.value
         self.is_lost = True  # whoever hears of the end of a channel next may ask
         super().connectionLost(reason)
         ended, self._ended = self._ended, []
@@ -218,6 +225,12 @@ def translate(error: BaseException) -> Exception:
     return ConnectionLost(_words(error))
 
 
+def _in_tls() -> Exception:
+    return ConnectionLost(
+        "the port answers in TLS; write amqps:// (usually port 5671), or use the plain port (usually 5672)"
+    )
+
+
 def _closed_by_broker(error: Any) -> Exception:
     if error.reply_code in (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_ALLOWED):
         return LoginRefused(f"the broker refused the login: {error.reply_code} {error.reply_text}", ExitCode.NOPERM)
@@ -235,6 +248,7 @@ _TRANSLATIONS: tuple[tuple[Any, Callable[[Any], Exception]], ...] = (
     (pika.exceptions.ConnectionClosed, lambda _error: ConnectionLost("closed by rpcd")),
     (pika.exceptions.AuthenticationError, _login),
     (pika.exceptions.ProbableAuthenticationError, _login),
+    ((ConnectionClosed, SSL.Error), lambda error: ConnectionLost(explain(error))),
     (pika.exceptions.AMQPHeartbeatTimeout, lambda _error: ConnectionLost("the broker's heartbeats stopped")),
     (
         pika.exceptions.ConnectionBlockedTimeout,

@@ -50,7 +50,6 @@ class Publisher:
         self.ready = Once()
         self.connection = Connection("publisher", title, broker, self._serve, refused)
         self._plan = plan
-        self._refused = refused
         self._reactor = broker.reactor
         self._sweeping = repeating(self._sweep, broker.reactor)
 
@@ -109,7 +108,7 @@ class Publisher:
                 await unless(ended, deferLater(self._reactor, MISSING_SECONDS))
             except BrokerRefused as error:
                 if not self.ready.happened:  # the connection has served already, but nothing consumes yet
-                    self._refused(error)
+                    self.connection.refuse(error)
                 raise
             else:
                 return

@@ -5,9 +5,19 @@ from typing import Any
 
 from OpenSSL import SSL, crypto
 from twisted.internet import ssl
-from twisted.internet.error import ConnectError, ConnectionDone, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectionClosed, ConnectionDone, DNSLookupError
 
 from rpcd.core.settings import Tls
+
+_NO_TLS = "the port probably doesn't speak TLS (amqps:// is usually 5671)"
+
+_WAYS_OUT = (
+    ("wrong version number", _NO_TLS),
+    ("record layer failure", _NO_TLS),
+    ("packet length too long", _NO_TLS),
+    ("certificate verify failed", "broker.tls.ca must have signed it, and it must not have expired"),
+)
+"""OpenSSL's words, which differ with its version, and what they mean for an operator."""
 
 
 def client_options(tls: Tls, host: str) -> Any:
@@ -56,5 +66,17 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ConnectError):
         return str(error).rstrip(".").removeprefix("Connection was ") or type(error).__name__
     if isinstance(error, ConnectionDone):
-        return "the broker closed the connection"
+        return "the connection was lost (the other side closed it without goodbye)"
+    if isinstance(error, ConnectionClosed):
+        return f"the connection was lost ({': '.join(['the other side cut it off', *map(str, error.args)])})"
+    if isinstance(error, SSL.Error):
+        return _tls_failure(error)
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tls_failure(error: SSL.Error) -> str:
+    """Say what OpenSSL found, without its names of places in its own code, and the way out if there is a likely one."""
+    reported = error.args[0] if error.args and isinstance(error.args[0], list) else [error.args]
+    said = ", ".join(str(each[-1]) for each in reported if each) or type(error).__name__
+    remedy = next((f"; {way_out}" for word, way_out in _WAYS_OUT if word in said), "")
+    return f"TLS failed: {said}{remedy}"

@@ -15,7 +15,8 @@ def main() -> None:
     """Turn Python callables into RabbitMQ consumers and RPC services.
 
     The daemon itself is `twistd -n rpcd --config FILE`, or `rpcd run`. Exit codes: 0 done, 1 the answer was no, 2 wrong
-    usage, 69 the broker or a queue can't be reached, 75 no answer in time, 77 refused by the broker, 78 wrong config.
+    usage, 69 the broker or a queue can't be reached, 75 no answer in time, 77 refused by the broker, 78 wrong config, 130
+    and 143 ended by a signal.
     """
 
 

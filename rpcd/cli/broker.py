@@ -2,32 +2,60 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from types import FrameType
+from typing import Any, Generic, NoReturn, TypeVar
 
+import attrs
 import click
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
 from rpcd import __version__
+from rpcd.amqp.declare import SOURCE, login_refusal
 from rpcd.amqp.dial import Broker, Dial
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
 from rpcd.config import CONFIG, read
 from rpcd.core import settings
 from rpcd.core.address import Address, AddressError, address
-from rpcd.core.errors import BrokerRefused, ExitCode, PublishRefused, RpcdError, SettingsError, Unroutable
+from rpcd.core.errors import (
+    BrokerRefused,
+    ChannelClosed,
+    ExitCode,
+    LoginRefused,
+    PublishRefused,
+    ReplyCode,
+    RpcdError,
+    SettingsError,
+    Unroutable,
+)
 from rpcd.core.load import heartbeat
 from rpcd.ops.logs import quieten_pika
 
 UNAVAILABLE = 69
 """The broker, or a queue of it, can't be reached; the word of sysexits(3)."""
 
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+"""What ends a command early, and what it then says; its exit code is 128 and the signal's number, as a shell's would be."""
+
+_CODES = ((WaitTooLong, ExitCode.TEMPFAIL), (Unroutable, UNAVAILABLE), (PublishRefused, 1))
+"""How a command ends over what says everything by itself."""
+
 ResultT = TypeVar("ResultT")
 
 Connect = Callable[[], Awaitable[AmqpProtocol]]
+
+
+@attrs.frozen
+class Where:
+    """The broker to talk to, and where that is written."""
+
+    address: Address
+    source: str = SOURCE
 
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,23 +68,33 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def choose(config: str | None, url: str | None) -> Address:
+def choose(config: str | None, url: str | None) -> Where:
     """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong."""
     environment = {**os.environ, **({"RABBITMQ_URL": url} if url else {})}
+    variable = "--url" if url else "RABBITMQ_URL"
+    source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
     try:
-        if config is None:
-            section = (
-                settings.Broker(url=environment["RABBITMQ_URL"]) if "RABBITMQ_URL" in environment else settings.Broker()
-            )
-        else:
-            found, problems = read(config, environment)
-            wrong = [problem for problem in problems if problem.path.startswith(("broker", "RABBITMQ"))]
-            if wrong:
-                raise SettingsError(wrong)
-            section = found.broker
-        return address(section, heartbeat(environment))
-    except (SettingsError, AddressError) as error:
+        beat = heartbeat(environment)
+    except AddressError as error:
+        end(f"RABBITMQ_HEARTBEAT: {error}", ExitCode.CONFIG)
+    try:
+        if config is not None:
+            return Where(address(_section(config, environment, variable), beat), source)
+        usual = settings.Broker()
+        return Where(address(attrs.evolve(usual, url=environment.get("RABBITMQ_URL", usual.url)), beat), source)
+    except SettingsError as error:
         end(str(error), ExitCode.CONFIG)
+    except AddressError as error:
+        end(f"{source}: {error}", ExitCode.CONFIG)
+
+
+def _section(config: str, environment: dict[str, str], variable: str) -> settings.Broker:
+    """Read [broker] of a config; `variable` is what the user knows RABBITMQ_URL by."""
+    found, problems = read(config, environment)
+    wrong = [problem for problem in problems if problem.path.startswith(("broker", "RABBITMQ"))]
+    if wrong:
+        raise SettingsError([attrs.evolve(each, path=variable) if each.path == "RABBITMQ_URL" else each for each in wrong])
+    return found.broker
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -65,48 +103,107 @@ def end(text: str, code: int) -> NoReturn:
     sys.exit(int(code))
 
 
-def talk(where: Address, work: Callable[[Connect], Awaitable[ResultT]]) -> ResultT:
-    """Do one piece of work and return its result; end the process with a sentence if that fails.
+def say(text: str | bytes) -> None:
+    """Print a result; that nobody reads it any more changes nothing about it, and so nothing about the exit code."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+
+
+class Talk(Generic[ResultT]):
+    """One piece of work with a broker, on a reactor that serves it alone; a signal ends it early, but in good order."""
+
+    def __init__(self, where: Address, work: Callable[[Connect], Awaitable[ResultT]]) -> None:
+        """Prepare it; `result` and `failure` tell later what came of it, `signal` what ended it early."""
+        self.result: list[ResultT] = []
+        self.failure: BaseException | None = None
+        self.signal: int | None = None
+        self._where = where
+        self._work = work
+        self._opened: list[AmqpProtocol] = []
+        self._dial: Dial | None = None
+        self._whole: Deferred[None] | None = None
+        self._reactor: Any = None
+
+    def begin(self, reactor: Any) -> Deferred[None]:
+        """Do the work and close what it has opened; never fails."""
+        self._reactor = reactor
+        reactor.callWhenRunning(self._heed)
+        self._whole = Deferred.fromCoroutine(self._do())
+        return self._whole.addErrback(self._failed)
+
+    async def _do(self) -> None:
+        try:
+            self.result.append(await self._work(self._connect))
+        finally:
+            for protocol in self._opened:
+                await protocol.leave()
+
+    async def _connect(self) -> AmqpProtocol:
+        name = f"rpcd command (pid {os.getpid()})"
+        self._dial = Dial(Broker(self._where, self._reactor, __version__), name)
+        try:
+            self._opened.append(await self._dial.connect())
+        finally:
+            self._dial = None
+        return self._opened[-1]
+
+    def _failed(self, failure: Failure) -> None:
+        self.failure = failure.value
+
+    def _heed(self) -> None:
+        """Take the signals over from the reactor, which would cut the connections and say so."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Give up at the first signal; the second ends the process at once."""
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        self.signal = number
+        self._reactor.callFromThread(self._give_up)
+
+    def _give_up(self) -> None:
+        if self._dial is not None:
+            self._dial.cancel()  # it would go on to the next host if it was only interrupted
+        elif self._whole is not None and not self.result:
+            self._whole.cancel()
+
+
+def talk(
+    where: Where, work: Callable[[Connect], Awaitable[ResultT]], failed: Callable[[str, int], NoReturn] = end
+) -> ResultT:
+    """Do one piece of work and return its result; tell `failed` why and with which exit code if there is none.
 
     The work connects as often as it needs to; whatever it has opened is closed afterwards. A process can do this once.
     """
     quieten_pika()
-    results: list[ResultT | Failure] = []
-    opened: list[AmqpProtocol] = []
-
-    async def whole(reactor: Any) -> None:
-        async def connect() -> AmqpProtocol:
-            opened.append(await Dial(Broker(where, reactor, __version__), f"rpcd command (pid {os.getpid()})").connect())
-            return opened[-1]
-
-        try:
-            results.append(await work(connect))
-        finally:
-            for protocol in opened:
-                await protocol.leave()
-
-    def main(reactor: Any) -> Deferred[None]:
-        return Deferred.fromCoroutine(whole(reactor)).addErrback(results.append)
-
+    talking = Talk(where.address, work)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     with contextlib.suppress(SystemExit):  # react ends the process; here its result is wanted
-        react(main)
-    if not results or isinstance(results[-1], Failure):
-        _explain(where, results[-1] if results else None)
-    return results[-1]
+        react(talking.begin)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if talking.result:  # what is done is done, even if a signal came while the connections were closed
+        return talking.result[0]
+    if talking.signal is not None:
+        return failed(SIGNALS[signal.Signals(talking.signal)], 128 + talking.signal)
+    return failed(*_explain(where, talking.failure))
 
 
-def _explain(where: Address, failure: Any) -> NoReturn:
-    error = failure.value if failure is not None else KeyboardInterrupt()
+def _explain(where: Where, error: BaseException | None) -> tuple[str, int]:
+    """Return why a piece of work failed, as a sentence and an exit code; raise what is a fault of rpcd."""
+    if isinstance(error, LoginRefused):
+        error = login_refusal(error, where.address, where.source)
+    if isinstance(error, ChannelClosed) and error.code == ReplyCode.ACCESS_REFUSED:
+        said = f"{where.address.safe_url}: {error}; grant the permission `write` on that exchange"
+        error = BrokerRefused(said, ExitCode.NOPERM)
     if isinstance(error, BrokerRefused):
-        end(str(error), error.exit_code)
-    if isinstance(error, WaitTooLong):
-        end(str(error), ExitCode.TEMPFAIL)
-    if isinstance(error, Unroutable):
-        end(str(error), UNAVAILABLE)
-    if isinstance(error, PublishRefused):
-        end(str(error), 1)
+        return str(error), error.exit_code
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return str(error), code
     if isinstance(error, RpcdError):
-        end(f"{where.safe_url}: {error}", UNAVAILABLE)
-    if isinstance(error, KeyboardInterrupt):
-        end("interrupted", 130)
-    raise error
+        return f"{where.address.safe_url}: {error}", UNAVAILABLE
+    raise error or RuntimeError("the reactor ended before the work was done")

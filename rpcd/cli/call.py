@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from rpcd.amqp.caller import Answer, Caller
-from rpcd.cli.broker import Connect, broker_options, choose, end, talk
+from rpcd.cli.broker import Connect, broker_options, choose, end, say, talk
 from rpcd.core.message import Outgoing, outgoing
 
 
@@ -28,7 +28,7 @@ def call(queue: str, body: str, timeout: float, exchange: str, as_json: bool, co
     """Send a request with a JSON body to QUEUE and show the reply.
 
     JSON may be - to read it from standard input. Exit code: 0 if the reply says success, 1 if it says failure, 69 if there
-    is no such queue, 75 if no reply came in time.
+    is no such queue, 75 if no reply came in time, 77 if a permission is missing.
 
     Example: rpcd call orders '{"customer": "ada", "items": ["tea"]}'
     """
@@ -70,7 +70,7 @@ def show(answer: Answer, as_json: bool) -> None:
 
         Console().print_json(text)
     else:
-        click.echo(text)
+        say(text)
 
 
 def succeeded(answer: Answer) -> bool:

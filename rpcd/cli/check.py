@@ -1,18 +1,22 @@
 """`rpcd check`: find every mistake of a config without running it."""
 
+import itertools
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 import msgspec
+from twisted.internet.defer import CancelledError, Deferred
 
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.rehearsal import Finding, Rehearsal
-from rpcd.cli.broker import Connect, end, talk
+from rpcd.amqp.waiting import Once, unless
+from rpcd.cli.broker import Connect, Where, end, say, talk
 from rpcd.config import CONFIG, assemble
 from rpcd.core.address import address
-from rpcd.core.errors import BrokerRefused, ExitCode, SettingsError
+from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
@@ -38,16 +42,12 @@ def check(config: str | None, broker: bool, as_json: bool) -> None:
     Example: rpcd check --config /etc/rpcd/shop.toml --broker
     """
     if config is None:
-        end(f"no config file: give --config FILE, or set {CONFIG}", ExitCode.CONFIG)
+        _wrong([Problem("--config", "no config file", f"give --config FILE, or set {CONFIG}")], ExitCode.CONFIG, as_json)
     try:
         settings, plans = assemble(config, os.environ)
     except SettingsError as error:
-        if as_json:
-            found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in error.problems]
-            click.echo(msgspec.json.encode({"ok": False, "problems": found}))
-            sys.exit(int(ExitCode.CONFIG))
-        end("\n".join(map(str, error.problems)), ExitCode.CONFIG)
-    findings = _rehearse(settings, plans) if broker else []
+        _wrong(error.problems, ExitCode.CONFIG, as_json)
+    findings = _rehearse(config, settings, plans, as_json) if broker else []
     if as_json:
         _print_json(findings)
     else:
@@ -55,7 +55,16 @@ def check(config: str | None, broker: bool, as_json: bool) -> None:
     sys.exit(_code(findings))
 
 
-def _rehearse(settings: Settings, plans: list[Plan]) -> list[Finding]:
+def _wrong(problems: Sequence[Problem], code: int, as_json: bool) -> NoReturn:
+    """Show the problems in the form that was asked for, and end."""
+    if not as_json:
+        end("\n".join(map(str, problems)), code)
+    found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in problems]
+    say(msgspec.json.encode({"ok": False, "problems": found}))
+    sys.exit(int(code))
+
+
+def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool) -> list[Finding]:
     steps: list[Declaration] = []
     for item in [item for plan in plans for item in plan.declarations] + plan_rest(settings):
         if item not in steps:
@@ -65,14 +74,28 @@ def _rehearse(settings: Settings, plans: list[Plan]) -> list[Finding]:
     rehearsal = Rehearsal()
     left: list[str] = []
 
+    interrupted = Once()
+
     async def work(connect: Connect) -> list[Finding]:
+        going_on = itertools.takewhile(lambda _step: not interrupted.happened, steps)
+        running = Deferred.fromCoroutine(rehearsal.run(await connect(), going_on, replies))
         try:
-            return await rehearsal.run(await connect(), steps, replies)
+            return await unless(Once(), running)
+        except CancelledError:
+            interrupted.fire()
+            await running  # to the end of the step that is under way: only then it is known what is to be removed
+            raise
         finally:
             if rehearsal.made:  # over a connection of its own: a wrong declaration may have cost the first one
                 left.extend(await rehearsal.remove(await connect()))
 
-    findings = talk(address(settings.broker, heartbeat(os.environ)), work)
+    def failed(text: str, code: int) -> NoReturn:
+        if not as_json:
+            end(text, code)
+        _wrong([Problem("broker", text)], code, as_json)
+
+    source = "RABBITMQ_URL" if "RABBITMQ_URL" in os.environ else f"[broker] of {config}"
+    findings = talk(Where(address(settings.broker, heartbeat(os.environ)), source), work, failed)
     for name in left:
         click.echo(f"left behind, because it is in use by now: {name}", err=True)
     return findings
@@ -92,7 +115,7 @@ def _print_json(findings: list[Finding]) -> None:
         {"path": each.path, "what": each.what, "result": each.result, "error": str(each.error) if each.error else None}
         for each in findings
     ]
-    click.echo(msgspec.json.encode({"ok": not any(each.error for each in findings), "broker": rows}))
+    say(msgspec.json.encode({"ok": not any(each.error for each in findings), "broker": rows}))
 
 
 def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:

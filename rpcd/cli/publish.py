@@ -6,8 +6,9 @@ import click
 
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.waiting import bounded
-from rpcd.cli.broker import Connect, broker_options, choose, talk
+from rpcd.cli.broker import Connect, broker_options, choose, say, talk
 from rpcd.cli.call import composed, parse
+from rpcd.core.errors import ChannelClosed, PublishRefused, ReplyCode
 
 
 @click.command()
@@ -29,7 +30,8 @@ def publish(
     """Publish a message with a JSON body to EXCHANGE with routing key KEY; it is persistent and confirmed by the broker.
 
     EXCHANGE may be "" for the default exchange; JSON may be - to read it from standard input. Exit code: 0 if the broker has
-    it, 1 if the broker refused it, 69 if no queue takes it, 75 if the broker did not confirm in time.
+    it, 1 if the broker refused it, 69 if no queue takes it, 75 if the broker did not confirm in time, 77 if a permission is
+    missing.
 
     Example: rpcd publish shop order.placed '{"number": 17}'
     """
@@ -38,8 +40,14 @@ def publish(
     async def work(connect: Connect) -> None:
         protocol = await connect()
         outbox = Outbox(protocol.clock, timeout, timeout)
-        await outbox.attach(await protocol.open_channel(), lambda _reason: None)
-        await bounded(outbox.publish(message), timeout, protocol.clock, "the confirm")
+        channel = await protocol.open_channel()
+        await outbox.attach(channel, lambda _reason: None)
+        try:
+            await bounded(outbox.publish(message), timeout, protocol.clock, "the confirm")
+        except PublishRefused as error:
+            if isinstance(channel.reason, ChannelClosed) and channel.reason.code == ReplyCode.ACCESS_REFUSED:
+                raise channel.reason from error  # its code tells a missing permission from a missing exchange
+            raise
 
     talk(choose(config, url), work)
-    click.echo(f"published to exchange {exchange!r} with key {key!r}")
+    say(f"published to exchange {exchange!r} with key {key!r}")

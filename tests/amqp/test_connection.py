@@ -1,6 +1,7 @@
 """A connection that is made again for ever: hosts, time limits, pauses, refusals, and stopping at any moment."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -189,6 +190,58 @@ def test_a_refusal_at_first_start_is_told_once_each_time(bench: Callable[..., Be
     it.start()
     assert len(it.refused) == 1
     assert broker.live == []
+
+
+def test_a_refusal_that_ends_the_process_promises_no_other_try(
+    bench: Callable[..., Bench], broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = bench()
+    it.raises = BrokerRefused("other arguments", ExitCode.CONFIG)
+    it.start()
+    assert len(it.refused) == 1
+    told = [record.levelno for record in caplog.records if "trying again" in record.getMessage()]
+    assert told == [logging.DEBUG] * len(told)
+
+
+def test_what_it_is_told_to_refuse_after_it_has_served_promises_no_other_try(
+    bench: Callable[..., Bench], broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A publisher serves before it has declared everything."""
+    it = bench()
+    error = BrokerRefused("other arguments", ExitCode.CONFIG)
+
+    async def serve(_protocol: AmqpProtocol) -> None:
+        it.connection.serving()
+        it.connection.refuse(error)
+        raise error
+
+    it.connection._serve = serve
+    it.start()
+    assert it.refused == [error]
+    told = [record.levelno for record in caplog.records if "trying again" in record.getMessage()]
+    assert told == [logging.DEBUG] * len(told)
+
+
+def test_a_refused_login_is_told_with_its_place(
+    bench: Callable[..., Bench], broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.answers["Connection.StartOk"] = lambda link, _answer: link.close(403, "ACCESS_REFUSED - no")  # type: ignore[attr-defined]
+    it = bench().start()
+    it.reactor.pass_time(61.0)
+    place = "user 'shop' or the password for virtual host '/shop' in broker.url, or RABBITMQ_URL"
+    assert place in str(it.refused[0])
+    (line,) = [text for record in caplog.records if "trying again" in (text := record.getMessage())]
+    assert line == f"the broker refused the login: 403 ACCESS_REFUSED - no; correct {place}; trying again in 30.0 s"
+
+
+def test_a_lost_connection_is_told_in_plain_words(
+    bench: Callable[..., Bench], broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = bench().start()
+    broker.links[0].fin()
+    it.reactor.run()
+    (line,) = [text for record in caplog.records if "trying again" in (text := record.getMessage())]
+    assert line.startswith("the connection was lost (the other side closed it without goodbye); trying again in ")
 
 
 def test_a_missing_object_is_waited_for(bench: Callable[..., Bench], broker: Broker) -> None:

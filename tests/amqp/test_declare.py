@@ -5,16 +5,17 @@ from typing import Any
 
 import attrs
 import pytest
-from amqp_rig import connected
+from amqp_rig import ADDRESS, connected
 from amqp_wire import Broker, Chan, Link, Reactor
 from pika import spec
 from twisted.internet.defer import Deferred
 
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal, probe_default_exchange
+from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal, login_refusal, probe_default_exchange
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.rehearsal import Finding, Rehearsal
 from rpcd.amqp.waiting import WaitTooLong
-from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, ObjectMissing
+from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, LoginRefused, ObjectMissing
+from rpcd.core.settings import Tls
 from rpcd.core.topology import NO_DELIVERY_LIMIT, Bind, Declaration, DeclareExchange, DeclareQueue
 
 Results = Callable[[Deferred[Any]], list[Any]]
@@ -62,6 +63,11 @@ def test_the_queue_that_the_broker_named_is_bound_and_returned(carried: Callable
     ("item", "code", "text", "kind", "says"),
     [
         (QUEUE, 406, "PRECONDITION_FAILED - inequivalent arg", BrokerRefused, "set passive = true to take it as it is"),
+        (QUEUE, 406, "PRECONDITION_FAILED - inequivalent arg", BrokerRefused, "delete it (its messages go with it)"),
+        (EXCHANGE, 406, "PRECONDITION_FAILED - inequivalent arg", BrokerRefused, "delete it (its bindings go with it)"),
+        (QUEUE, 406, "PRECONDITION_FAILED - invalid arg 'x'", BrokerRefused, "'x'; correct the arguments in the config"),
+        (QUEUE, 406, "PRECONDITION_FAILED - queue limit (1) is reached", BrokerRefused, "raise the limit"),
+        (BINDING, 406, "PRECONDITION_FAILED - Invalid x-match", BrokerRefused, "correct the arguments in the config"),
         (QUEUE, 403, "ACCESS_REFUSED", BrokerRefused, "grant the permission `configure` on 'orders'"),
         (EXCHANGE, 403, "ACCESS_REFUSED", BrokerRefused, "grant the permission `configure` on 'shop'"),
         (BINDING, 403, "ACCESS_REFUSED", BrokerRefused, "`write` on the queue and `read` on the exchange"),
@@ -96,6 +102,51 @@ def test_a_queue_that_dead_letters_needs_one_more_permission(carried: Callable[.
     error = carried(attrs.evolve(QUEUE, arguments={"x-dead-letter-exchange": ""}))
     assert "`write` on `^amq\\.default$`" in str(error)
     assert error.exit_code == ExitCode.NOPERM
+
+
+def test_what_costs_the_connection_is_to_be_corrected(carried: Callable[..., Any], broker: Broker) -> None:
+    broker.answers["Exchange.Declare"] = lambda chan, _method: chan.link.close(503, "COMMAND_INVALID - type 'foo'")
+    error = carried(EXCHANGE)
+    assert isinstance(error, BrokerRefused)
+    assert str(error).endswith("503 COMMAND_INVALID - type 'foo'; correct the arguments in the config")
+    assert error.exit_code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        (
+            "403 ACCESS_REFUSED - Login was refused. See the log.",
+            "See the log; correct user 'shop' or the password for virtual host '/shop' in HERE",
+        ),
+        (
+            "530 NOT_ALLOWED - vhost /shop not found",
+            "there is no virtual host '/shop': make it, or correct the name in HERE",
+        ),
+        (
+            "530 NOT_ALLOWED - access to vhost '/shop' refused for user 'shop'",
+            "let user 'shop' into virtual host '/shop' (rabbitmqctl set_permissions), or correct the names in HERE",
+        ),
+        (
+            "530 NOT_ALLOWED - access to vhost '/shop' refused for user 'shop': connection limit (1) is reached",
+            "it was user 'shop' for virtual host '/shop', from HERE",
+        ),
+    ],
+)
+def test_a_refused_login_says_whose_it_was_and_the_way_out(said: str, advice: str) -> None:
+    error = login_refusal(LoginRefused(f"the broker refused the login: {said}", ExitCode.NOPERM), ADDRESS, "HERE")
+    assert type(error) is LoginRefused
+    assert error.exit_code == ExitCode.NOPERM
+    assert str(error).startswith(f"the broker refused the login: {said.rstrip('.')}")
+    assert str(error).endswith(advice)
+    assert ADDRESS.password not in str(error)
+
+
+def test_a_certificate_that_is_refused_has_no_password() -> None:
+    external = attrs.evolve(ADDRESS, tls=Tls(certificate="a", key="b"))
+    error = login_refusal(LoginRefused("the broker refused the login: 403 NO", ExitCode.NOPERM), external)
+    assert "password" not in str(error)
+    assert "correct the client's certificate for virtual host '/shop' in broker.url, or RABBITMQ_URL" in str(error)
 
 
 def test_a_loss_is_a_loss_and_no_refusal(carried: Callable[..., Any], broker: Broker) -> None:

@@ -9,6 +9,7 @@ import pika.exceptions
 import pytest
 from amqp_rig import ADDRESS, connected
 from amqp_wire import Broker, Letter, Link, Reactor, encoded, in_pieces
+from OpenSSL import SSL
 from pika import spec
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost as SocketLost
@@ -211,12 +212,33 @@ def test_a_declaration_that_costs_the_connection_is_a_mistake_to_mend(
 
 def test_fin(link: Link, witness: Witness) -> None:
     link.fin()
-    assert "ConnectionDone" in str(witness.has_seen_the_end())
+    said = "the connection was lost (the other side closed it without goodbye)"
+    assert str(witness.has_seen_the_end()) == said
 
 
 def test_rst(link: Link, witness: Witness) -> None:
     link.rst()
-    assert "ConnectionLost" in str(witness.has_seen_the_end())
+    assert str(witness.has_seen_the_end()) == "the connection was lost (the other side cut it off)"
+
+
+@pytest.mark.parametrize(
+    ("first", "tls"),
+    [(b"\x15\x03\x01\x00\x02\x02\x0a", True), (b"", False), (b"\x01\x00\x00", False)],
+)
+@pytest.mark.parametrize("end", ["fin", "rst"])
+def test_a_port_that_answers_in_tls(reactor: Reactor, results: Results, first: bytes, tls: bool, end: str) -> None:
+    protocol = make_protocol(ADDRESS, "test", "0.1", reactor)
+    assert protocol.ready is not None
+    ready = results(protocol.ready)
+    link = Link(Broker(reactor), protocol)
+    link.deaf = True
+    protocol.makeConnection(link)
+    link.send(first)
+    reactor.run()
+    getattr(link, end)()
+    assert len(ready) == 1
+    said = "the port answers in TLS; write amqps:// (usually port 5671), or use the plain port (usually 5672)"
+    assert (str(protocol.cause()) == said) is tls
 
 
 def test_a_cut_in_the_middle_of_a_frame(protocol: AmqpProtocol, link: Link, witness: Witness) -> None:
@@ -543,7 +565,11 @@ def test_t9_hostile_headers_of_a_delivery_through_pika_do_not_end_the_connection
         (pika.exceptions.ProbableAuthenticationError("x"), LoginRefused, "refused the login"),
         (pika.exceptions.AMQPHeartbeatTimeout("x"), ConnectionLost, "heartbeats"),
         (pika.exceptions.ConnectionBlockedTimeout("x"), ConnectionLost, "blocked"),
-        (SocketLost("reset"), ConnectionLost, "reset"),
+        (SocketLost("reset"), ConnectionLost, "the connection was lost (the other side cut it off: reset)"),
+        (SSL.Error([("SSL routines", "", "wrong version number")]), ConnectionLost, "probably doesn't speak TLS"),
+        (SSL.Error([("SSL routines", "", "record layer failure")]), ConnectionLost, "probably doesn't speak TLS"),
+        (SSL.Error([("SSL routines", "", "no suites")]), ConnectionLost, "TLS failed: no suites"),
+        (SSL.SysCallError(-1, "Unexpected EOF"), ConnectionLost, "TLS failed: Unexpected EOF"),
         (ValueError(), ConnectionLost, "ValueError"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_client_certificate_logs_in_by_itself(start: StartDaemon, broker: TlsB
 @pytest.mark.parametrize(
     ("ca", "host", "says"),
     [
-        ("stranger", "localhost", "certificate verify failed"),
+        ("stranger", "localhost", "TLS failed: certificate verify failed; broker.tls.ca must have signed it"),
         ("ours", "ip6-localhost", "VerificationError"),
     ],
 )
@@ -92,6 +92,13 @@ def test_a_broker_that_cannot_show_who_it_is_is_refused(
     daemon = start(CONFIG.format(tls=tls), HANDLERS, at=broker.url(), wait=False)
     (line, *_) = daemon.wait_for("trying again in .* connection=work")
     assert says in line
+    assert daemon.stop() == 0
+
+
+def test_plain_amqp_on_the_port_of_tls_says_so(start: StartDaemon, broker: TlsBroker) -> None:
+    daemon = start(CONFIG.format(tls=""), HANDLERS, at=broker.url().replace("amqps:", "amqp:"), wait=False)
+    (line, *_) = daemon.wait_for("trying again in .* connection=work")
+    assert "the port answers in TLS; write amqps://" in line
     assert daemon.stop() == 0
 
 

@@ -1,9 +1,14 @@
 """The commands for people: what they print, and their exit codes."""
 
+import json
 import os
 import pathlib
+import signal
+import socket
 import subprocess
 import textwrap
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from daemon import RPCD, StartDaemon
@@ -25,10 +30,40 @@ HANDLE = "def handle(message):\n    return {}\n"
 CONFIG = '[queues.echo]\n[consumers.echo]\nqueue = "echo"\nhandler = "handlers_of_test:echo"\n'
 
 
-def rpcd(*arguments: str, url: str | None = None, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def surroundings(url: str | None, **environment: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ", "RPCD"))}
-    env |= environment | ({"RABBITMQ_URL": url} if url else {})
+    return env | environment | ({"RABBITMQ_URL": url} if url else {})
+
+
+def rpcd(*arguments: str, url: str | None = None, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    env = surroundings(url, **environment)
     return subprocess.run([str(RPCD), *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+def unread(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose output nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return subprocess.run(
+            [str(RPCD), *arguments],
+            env=surroundings(url),
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(writing)
+
+
+def limited(node: PrivateNode, virtual_host: str, write: str) -> str:
+    """Make a user of the virtual host who may write to what matches; return the URL."""
+    user = f"limited-{virtual_host}"
+    node.ctl("add_user", user, "pw")
+    node.ctl("set_permissions", "--vhost", virtual_host, user, ".*", write, ".*")
+    return node.url(virtual_host, user, "pw")
 
 
 @pytest.mark.parametrize("command", [[], ["call"], ["publish"], ["check"], ["run"]])
@@ -86,6 +121,111 @@ def test_publish_is_confirmed_or_says_why_not(url: str, peer: Peer) -> None:
     done = rpcd("publish", "nowhere", "k", "{}", url=url)
     assert done.returncode == 1
     assert "no exchange 'nowhere'" in done.stderr
+
+
+def test_a_message_that_is_published_is_published_though_nobody_reads_it(url: str, peer: Peer) -> None:
+    """A script would publish it twice."""
+    peer.channel.queue_declare("inbox")
+    done = unread("publish", "", "inbox", "{}", url=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(peer.left("inbox")) == 1
+
+
+def test_a_reply_says_what_it_says_though_nobody_reads_it(start: StartDaemon, url: str) -> None:
+    start(CONFIG, ECHO)
+    done = unread("call", "echo", "{}", url=url)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["call", "publish"])
+def test_a_missing_permission_exits_77_and_says_which(command: str, node: PrivateNode, virtual_host: str) -> None:
+    url = limited(node, virtual_host, "^$")
+    done = rpcd(*{"call": ["call", "inbox", "{}"], "publish": ["publish", "", "inbox", "{}"]}[command], url=url)
+    assert done.returncode == 77
+    assert "403 ACCESS_REFUSED" in done.stderr
+    assert "amq.default" in done.stderr
+    assert "grant the permission `write`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
+)
+def test_a_signal_ends_a_call_that_waits(url: str, peer: Peer, number: int, word: str, code: int) -> None:
+    peer.channel.queue_declare("silent")
+    waiting = subprocess.Popen(
+        [str(RPCD), "call", "silent", "{}"],
+        env=surroundings(url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peer.get("silent")  # the request is here, and nobody answers it
+    waiting.send_signal(number)
+    out, err = waiting.communicate(timeout=30)
+    assert (waiting.returncode, out, err) == (code, "", f"{word}\n")
+
+
+def test_a_signal_ends_a_command_that_does_not_get_through(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        host, port = deaf.getsockname()
+        waiting = subprocess.Popen(
+            [str(RPCD), "publish", "", "k", "{}"],
+            env=surroundings(f"amqp://{host}:{port}/"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        link, _ = deaf.accept()
+        assert link.recv(8) == b"AMQP\0\0\x09\x01"
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.communicate(timeout=30)[1] == "interrupted\n"
+        link.close()
+    assert waiting.returncode == 130
+
+
+# Whose address, and where it is written -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "place"),
+    [
+        (["--url", "foo"], {"RABBITMQ_URL": "bar"}, "--url"),
+        (["--url", "amqp://h:99999/"], {}, "--url"),
+        ([], {"RABBITMQ_URL": "foo"}, "RABBITMQ_URL"),
+        (["--url", "foo", "--config", "CONFIG"], {}, "--url"),
+        ([], {"RABBITMQ_HEARTBEAT": "x"}, "RABBITMQ_HEARTBEAT"),
+    ],
+)
+def test_an_address_that_is_no_address_says_where_it_is_written(
+    config: pathlib.Path, arguments: list[str], environment: dict[str, str], place: str
+) -> None:
+    given = [str(config) if each == "CONFIG" else each for each in arguments]
+    done = rpcd("call", "q", "{}", *given, **environment)
+    assert done.returncode == 78
+    assert done.stderr.startswith(f"{place}: ")
+    assert "RABBITMQ_URL" not in done.stderr or place == "RABBITMQ_URL"
+
+
+def test_a_refused_login_says_whose_it_is_and_where_it_is_written(url: str, config: pathlib.Path) -> None:
+    bad = url.replace("guest:guest", "guest:secret")
+    place = url.rpartition("/")[2]
+    for given, where in (([], "RABBITMQ_URL"), (["--url", bad], "--url")):
+        done = rpcd("call", "q", "{}", *given, url=bad)
+        assert done.returncode == 77
+        assert f"user 'guest' or the password for virtual host {place!r} in {where}\n" in done.stderr
+        assert "secret" not in done.stderr
+    config.write_text(f"[broker]\nurl = {bad!r}\n" + config.read_text())
+    done = rpcd("call", "q", "{}", "--config", str(config))
+    assert f"in [broker] of {config}\n" in done.stderr
+    done = rpcd("call", "q", "{}", url=url.rpartition("/")[0] + "/nowhere")
+    assert done.returncode == 77
+    assert "there is no virtual host 'nowhere'" in done.stderr
+
+
+def test_tls_on_a_port_without_it_says_so(url: str) -> None:
+    done = rpcd("call", "q", "{}", url=url.replace("amqp://", "amqps://"))
+    assert done.returncode == 69
+    assert "the port probably doesn't speak TLS (amqps:// is usually 5671)" in done.stderr
+    assert "SSL routines" not in done.stderr
 
 
 @pytest.fixture
@@ -174,3 +314,76 @@ def test_check_broker_finds_what_differs_and_what_is_forbidden(
     assert done.returncode == 77
     assert "ACCESS_REFUSED" in done.stderr
     assert [message.body for message in peer.left("echo")] == [b"precious"]
+
+
+def _refused_login(url: str) -> str:
+    return url.replace("guest:guest", "guest:secret")
+
+
+def _closed_port(_url: str) -> str:
+    return f"amqp://127.0.0.1:{free_ports(1)[0]}/"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "code", "says"),
+    [
+        (_refused_login, 77, "403 ACCESS_REFUSED"),
+        (_closed_port, 69, "refused by other side"),
+        (lambda url: url.replace("amqp:", "amqps:"), 69, "doesn't speak TLS"),
+        (lambda url: url.rpartition("/")[0] + "/nowhere", 77, "there is no virtual host 'nowhere'"),
+    ],
+)
+def test_check_says_in_json_why_the_broker_can_not_be_asked(
+    config: pathlib.Path, url: str, elsewhere: Callable[[str], str], code: int, says: str
+) -> None:
+    done = rpcd("check", "--config", str(config), "--broker", "--json", url=elsewhere(url))
+    assert done.returncode == code
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["ok"] is False
+    (problem,) = found["problems"]
+    assert problem["path"] == "broker"
+    assert says in problem["what"]
+    assert done.stderr == ""
+
+
+def test_check_says_in_json_what_is_wrong_with_a_config(config: pathlib.Path) -> None:
+    config.write_text(config.read_text() + "workers = -1\n")
+    done = rpcd("check", "--config", str(config), "--json")
+    assert done.returncode == 78
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["path"] == f"{config}: consumers.echo.workers"
+    done = rpcd("check", "--json")
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (78, False)
+
+
+def test_check_that_is_interrupted_leaves_nothing_behind(config: pathlib.Path, url: str, peer: Peer) -> None:
+    config.write_text(config.read_text() + "".join(f"[queues.further{number}]\n" for number in range(40)))
+    checking = subprocess.Popen(
+        [str(RPCD), "check", "--config", str(config), "--broker"],
+        env=surroundings(url),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    peer.until(lambda: peer.exists("echo.archive"))
+    checking.send_signal(signal.SIGINT)
+    assert checking.communicate(timeout=60)[1] == "interrupted\n"
+    assert checking.returncode == 130
+    names = ["echo", "echo.archive", "echo.retry.200", *(f"further{number}" for number in range(40))]
+    assert [name for name in names if peer.exists(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ('[queues.odd]\narguments = { "x-queue-type" = "foo" }\n', "invalid arg 'x-queue-type'"),
+        ('[queues.odd]\narguments = { "x-max-length" = "a" }\n', "expected integer, got longstr"),
+        ('[exchanges.odd]\ntype = "foo"\n', "exchange type 'foo'"),
+    ],
+)
+def test_what_can_not_exist_is_to_be_corrected_not_deleted(config: pathlib.Path, url: str, section: str, words: str) -> None:
+    config.write_text(section + config.read_text())
+    done = rpcd("check", "--config", str(config), "--broker", url=url)
+    assert done.returncode == 78
+    (line,) = [line for line in done.stderr.splitlines() if words in line]
+    assert line.endswith("; correct the arguments in the config")
