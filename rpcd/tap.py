@@ -3,9 +3,10 @@
 from rpcd.ops import ending  # first of all: its exit hook has to come after everybody else's
 
 # ruff: noqa: I001
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -14,8 +15,9 @@ from twisted.logger import ILogObserver
 from twisted.python import usage
 from twisted.python.components import Componentized
 
+from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.outcomes import fields
-from rpcd.config import CONFIG, assemble
+from rpcd.config import CONFIG, assemble, read
 from rpcd.core.errors import ExitCode, SettingsError
 from rpcd.core.settings import Logging
 from rpcd.ops import logs
@@ -49,15 +51,19 @@ def makeService(options: Options, environment: Mapping[str, str] = os.environ) -
     path = options["config"] or environment.get(CONFIG)
     if path is None:
         refuse(f"no config file: give --config FILE, or set {CONFIG}")
+    twistd: Mapping[str, Any] = options.parent or {}
+    log = Log(twistd, environment)
     try:
-        settings, plans = assemble(path, environment)
+        wanted = read(path, environment)[0].logging  # its problems are told by `assemble`, with all others
+        with log.during_imports(wanted):
+            settings, plans = assemble(path, environment)
     except SettingsError as error:
         refuse("\n".join(map(str, error.problems)))
     from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it, which is for a daemon only
 
-    twistd: Mapping[str, Any] = options.parent or {}
     daemon = LoggedDaemon(settings, plans, reactor, twistd.get("pidfile") or None, environment)
-    _set_up_logging(daemon, settings.logging, twistd, environment)
+    daemon.observer = log.observer
+    log.consumers = daemon.consumers
     return cast(IService, daemon)
 
 
@@ -68,31 +74,54 @@ def refuse(text: str) -> NoReturn:
     raise SystemExit(int(ExitCode.CONFIG))
 
 
-def _set_up_logging(
-    daemon: LoggedDaemon, wanted: Logging, twistd: Mapping[str, Any], environment: Mapping[str, str]
-) -> None:
-    """Log where twistd would: to standard output with -n, else to its log file; --syslog and --logger stay its own."""
-    if twistd.get("syslog") or twistd.get("logger"):
-        return
-    path = twistd.get("logfile")
-    if path == "-":
-        path = None
-    elif not path and not twistd.get("nodaemon"):
-        path = "twistd.log"
+class Log:
+    """Logging where twistd would: to standard output with -n, else to its log file; --syslog and --logger stay its own."""
 
-    def of_thread() -> dict[str, Any]:
-        found = (worker for consumer in daemon.consumers if (worker := consumer.workers.of_this_thread()) is not None)
+    def __init__(self, twistd: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """Take twistd's own options and the environment."""
+        self.consumers: list[Consumer] = []
+        self.observer = None if twistd.get("syslog") or twistd.get("logger") else logs.ToStandardLibrary()
+        self._file_config = environment.get("LOGGING_FILE_CONFIG")
+        path = twistd.get("logfile")
+        if path == "-":
+            path = None
+        elif not path and not twistd.get("nodaemon"):
+            path = "twistd.log"
+        self._path = str(Path(path).resolve()) if path else None
+
+    @contextlib.contextmanager
+    def during_imports(self, wanted: Logging) -> Iterator[None]:
+        """Set logging up before handlers are imported, and undo afterwards what their modules did to it.
+
+        A LOGGING_FILE_CONFIG has the last word instead, and no other.
+        """
+        if self.observer is None:
+            yield
+        elif self._file_config is not None:
+            yield
+            with _refusing("LOGGING_FILE_CONFIG"):
+                logs.install_file(self._file_config, self._of_thread)
+        else:
+            with _refusing("the log file"):
+                handler = logs.writer(wanted.format, sys.stdout or sys.stderr, self._path, self._of_thread)
+            logs.install(handler, wanted.level)
+            with logs.printing_logged(self.observer):
+                yield
+            logs.install(handler, wanted.level)
+
+    def _of_thread(self) -> dict[str, Any]:
+        """Return the fields of the message that the calling thread is handling."""
+        found = (worker for consumer in self.consumers if (worker := consumer.workers.of_this_thread()) is not None)
         job = next((worker.job for worker in found), None)
         return fields(job.message) if job is not None else {}
 
-    file_config = environment.get("LOGGING_FILE_CONFIG")
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
     try:
-        logs.set_up(
-            wanted.format, wanted.level, sys.stdout, str(Path(path).resolve()) if path else None, of_thread, file_config
-        )
+        yield
     except Exception as error:  # noqa: BLE001  # fileConfig raises whatever its file makes it raise
-        refuse(f"{'LOGGING_FILE_CONFIG' if file_config else 'the log file'}: {type(error).__name__}: {error}")
-    daemon.observer = logs.ToStandardLibrary()
+        refuse(f"{what}: {type(error).__name__}: {error}")
 
 
 __all__ = ["Options", "ending", "makeService"]

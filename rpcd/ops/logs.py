@@ -5,22 +5,34 @@ message that it is about; a handler's own line gets them from the thread that it
 are never logged by rpcd; what comes from outside is escaped, so that nobody can forge a line.
 """
 
+import contextlib
 import datetime as dt
 import logging
 import logging.config
 import logging.handlers
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, TextIO, cast
 
 import msgspec
-from twisted.logger import ILogObserver, LogEvent, LogLevel, STDLibLogObserver
+from twisted.logger import ILogObserver, LogEvent, Logger, LoggingFile, LogLevel, STDLibLogObserver
 from zope.interface import implementer
 
 FIELDS = ("connection", "consumer", "queue", "correlation_id", "message_id", "attempt", "verdict", "error")
 """What a line may tell about the message or connection that it is about, in this order."""
 
 LONGEST_FIELD = 200
+
+LONGEST_TRACE = 20_000
+"""Characters of a traceback; an exception's text may be as long as the message that it quotes."""
+
+OWN = ("rpcd", "twisted", "stdout", "stderr")
+"""The loggers whose lines go to rpcd's own log, whatever a handler does to the logging of the process."""
+
+PRINTED = {"stdout": logging.INFO, "stderr": logging.WARNING}
+"""The loggers, and levels, of what is written to a standard stream."""
 
 FieldsOfThread = Callable[[], Mapping[str, Any]]
 
@@ -67,8 +79,17 @@ def _escape(text: str) -> str:
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if record.exc_info and record.exc_info[0] is not None:
-        return formatter.formatException(record.exc_info)
-    return getattr(record, "trace", None) or ""
+        return _cut(formatter.formatException(record.exc_info))
+    return _cut(getattr(record, "trace", None) or "")
+
+
+def _cut(trace: str) -> str:
+    """Leave out the middle of what is too long: its beginning says where, its end says what."""
+    more = len(trace) - LONGEST_TRACE
+    if more <= 0:
+        return trace
+    half = LONGEST_TRACE // 2
+    return f"{trace[:half]}\n... {more} characters left out ...\n{trace[-half:]}"
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -108,6 +129,47 @@ def _encodable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
+class _Unfailing(logging.Handler):
+    """A log handler that never raises and never writes about itself: sys.stderr, where others do that, leads to it again."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record; a call that can't be formatted becomes one line that says so, and where it is."""
+        try:
+            return super().format(record)
+        except Exception as error:  # noqa: BLE001  # the arguments are the handlers' and may do anything
+            place, said = f"{record.pathname}:{record.lineno}", traceback.format_exception_only(error)[-1].strip()
+            told = logging.makeLogRecord({"name": record.name, "levelno": record.levelno, "levelname": record.levelname})
+            told.msg, told.args = "wrong log call at %s: %s", (place, said[:LONGEST_FIELD])
+            return super().format(told)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; opening a log file anew may fail, too."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        """Drop a record that can't be written: there is nowhere left to say so."""
+
+
+class ToStream(_Unfailing, logging.StreamHandler):  # type: ignore[type-arg]  # generic for type checkers alone until 3.11
+    """Writes lines to a stream."""
+
+
+class ToFile(_Unfailing, logging.handlers.WatchedFileHandler):
+    """Writes lines to a file, and opens it anew when it was moved."""
+
+
+class Steady(logging.Logger):
+    """A logger that `disable_existing_loggers`, which is `dictConfig`'s default, leaves alone."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set anything but `disabled`."""
+        if name != "disabled":
+            super().__setattr__(name, value)
+
+
 @implementer(ILogObserver)
 class ToStandardLibrary:
     """Hands Twisted's own log events to the standard library's logging."""
@@ -115,35 +177,97 @@ class ToStandardLibrary:
     def __init__(self) -> None:
         """Send everything to the logger `twisted`."""
         self._observer = STDLibLogObserver("twisted")
+        self._thread = threading.local()
 
     def __call__(self, event: LogEvent) -> None:
-        """Pass one event on; printed output of handlers keeps its own name, start-up talk is for debugging."""
-        if event.get("log_namespace") == "stdout":
-            logging.getLogger("stdout").info("%s", event.get("log_io", ""))
+        """Pass one event on, unless it comes of passing one on: a log handler that fails may print, and that is logged."""
+        if getattr(self._thread, "passing", False):
+            return
+        self._thread.passing = True
+        try:
+            self._pass(event)
+        finally:
+            self._thread.passing = False
+
+    def _pass(self, event: LogEvent) -> None:
+        """Let printed output of handlers keep its own name; start-up talk is for debugging."""
+        namespace = event.get("log_namespace")
+        if namespace in PRINTED:
+            logging.getLogger(namespace).log(PRINTED[namespace], "%s", event.get("log_io", ""))
             return
         if event.get("log_level") is LogLevel.info:
             event = {**event, "log_level": LogLevel.debug}
         self._observer(event)
 
 
-def set_up(
-    form: str, level: str, stream: TextIO | None, path: str | None, fields: FieldsOfThread, file_config: str | None
-) -> None:
-    """Set logging up for the process: to a file at `path`, else to `stream`.
+class _Printed(LoggingFile):
+    """A standard stream whose lines are logged; everything but writing is the real stream's."""
 
-    With `file_config` (LOGGING_FILE_CONFIG) the standard library's `fileConfig` decides everything instead. Raises OSError
-    for a path that can't be written and whatever `fileConfig` raises.
+    def __init__(self, name: str, real: TextIO | None, observer: Any) -> None:
+        """Take the stream's name, the stream, and the log observer that gets its lines."""
+        super().__init__(Logger(name, observer=observer), encoding=getattr(real, "encoding", None))
+        self._real = real
+
+    def fileno(self) -> int:  # type: ignore[override]  # Twisted's has none
+        """Return the real descriptor, for subprocesses and `faulthandler`."""
+        return cast(int, self.__getattr__("fileno")())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@contextlib.contextmanager
+def printing_logged(observer: Any) -> Iterator[None]:
+    """Log what is printed, as twistd does later."""
+    out, err = (cast(IO[str], _Printed(name, getattr(sys, name), observer)) for name in PRINTED)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
+def writer(form: str, stream: TextIO | None, path: str | None, fields: FieldsOfThread) -> logging.Handler:
+    """Make the log handler that writes to a file at `path`, else to `stream`, if there is one: UTF-8, line by line.
+
+    The stream's descriptor gets a stream of its own: handlers may close or wrap the given one. Raises OSError for a path
+    that can't be written.
     """
-    if file_config is not None:
-        logging.config.fileConfig(file_config, disable_existing_loggers=False)
+    handler: logging.Handler
+    if path is not None:
+        handler = ToFile(path, encoding="utf-8", errors="backslashreplace")
+    elif stream is not None:
+        own = open(stream.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115  # for good
+        handler = ToStream(own)
     else:
-        handler: logging.Handler = (
-            logging.handlers.WatchedFileHandler(path) if path else logging.StreamHandler(stream or sys.stdout)
-        )
-        handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-        root = logging.getLogger()
-        root.handlers[:] = [handler]
-        root.setLevel(level.upper())
+        handler = logging.NullHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler.addFilter(ThreadFields(fields))
+    return handler
+
+
+def install(handler: logging.Handler, level: str) -> None:
+    """Make a log handler the process's; a second time, undo what imported modules did to logging in between.
+
+    Besides the root logger, rpcd's own get it and pass nothing on: when a handler replaces what the root logger has
+    (`basicConfig(force=True)`, `dictConfig`), then that is for other loggers than rpcd's.
+    """
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in OWN:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+        if logger.level == logging.NOTSET:  # else a module has set it, and means it
+            logger.setLevel(level.upper())
+    for name, known in logging.Logger.manager.loggerDict.items():
+        if type(known) is logging.Logger and name.partition(".")[0] in OWN:
+            known.disabled = False
+            known.__class__ = Steady
+    quieten_pika()
+
+
+def install_file(path: str, fields: FieldsOfThread) -> None:
+    """Let a file for the standard library's `fileConfig` (LOGGING_FILE_CONFIG) decide everything; raise what that raises."""
+    logging.config.fileConfig(path, disable_existing_loggers=False)
     for each in logging.getLogger().handlers:
         each.addFilter(ThreadFields(fields))
     quieten_pika()

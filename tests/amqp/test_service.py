@@ -84,7 +84,8 @@ class Rig:
                 self.until(lambda consumer=consumer: consumer.workers.ended.happened, "workers do not end")  # type: ignore[misc]
                 if consumer._watch.running:
                     consumer._watch.stop()
-            self.daemon.pool.stop()
+            if self.daemon.pool.started:  # else the stop has come to its end, and took the pool with it
+                self.daemon.pool.stop()
 
 
 MakeRig = Callable[..., Rig]
