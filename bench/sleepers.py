@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 import pika
-from ratio import HERE
+from ratio import HERE, MEMORY
 
 from rpcd.ops.rabbitmq import private_node
 
@@ -55,7 +55,7 @@ def main():
     parser.add_argument("--messages", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         config = pathlib.Path(directory, "bench.toml")
         node_directory = pathlib.Path(directory, "node")
         node_directory.mkdir()
