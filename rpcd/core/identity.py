@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 from rpcd.core.copies import COPY_HEADER
 from rpcd.core.message import Message
 from rpcd.core.retry import COUNT_HEADER
+from rpcd.core.tables import Headers
 
 _EDGE = 4096
 
@@ -17,10 +18,11 @@ def key_of(message: Message[Any]) -> Key | None:
     That is (`x-rpcd-copy` or `message_id`, attempt), backed by correlation id and a fingerprint of the body, for a client's
     ids may not be unique.
     """
-    headers = message.headers
+    properties = message.properties
+    headers = properties.headers if isinstance(properties.headers, Headers) else None
     identity = headers.get(COPY_HEADER) if headers else None
     if identity is None:
-        identity = message.properties.message_id
+        identity = properties.message_id
         if identity is None:
             return None
     if not isinstance(identity, str | bytes):
@@ -31,7 +33,7 @@ def key_of(message: Message[Any]) -> Key | None:
     return (
         identity,
         count if isinstance(count, int) else 0,
-        message.properties.correlation_id,
+        properties.correlation_id,
         len(payload),
         hash(edge),
         hash(payload[-64:]),
