@@ -9,6 +9,7 @@ import pytest
 from daemon import Daemon
 from peer import Peer
 
+from rpcd.core import errors
 from rpcd.core.outcome import ON_ERROR, TABLE
 from rpcd.ops.rabbitmq import PrivateNode
 
@@ -141,10 +142,6 @@ def a_message(**more: object) -> dict[str, object]:
         "headers": {"tenant": "acme", "x-death": [{"queue": "elsewhere", "count": 3}], "x-delivery-count": 7, "CC": []},
         **more,
     }
-
-
-def test_every_row_has_a_test_here() -> None:
-    assert len(TABLE) == 13  # a new row needs a test below
 
 
 class TestReturned:
@@ -430,3 +427,23 @@ def test_a_bad_message_is_not_answered_where_no_reply_may_go(peer: Peer) -> None
     peer.publish("auto", b"{bad", reply_to="target", message_id="sly")
     assert peer.get("auto.archive").properties.message_id == "sly"
     assert peer.left("target") == []
+
+
+def test_every_row_has_tests() -> None:
+    elsewhere = {errors.HaltConsumer}  # it ends the daemon: tests/system/test_ending.py
+    here = {
+        None: TestReturned,
+        errors.RequestFailed: TestRequestFailed,
+        errors.Nack: TestNack,
+        errors.Drop: TestDrop,
+        errors.Retry: TestRetry,
+        errors.PermanentFailure: TestPermanentFailure,
+        errors.BadMessage: TestCannotBeOpened,
+        errors.ReplyRefused: TestReplyToIsNotAllowed,
+        errors.DeadlinePassed: TestDeadlinePassed,
+        errors.TimeLimitPassed: TestTimeLimitPassed,
+        errors.PublishError: TestPublishing,
+        BaseException: TestAnyOtherException,
+    }
+    assert {rule.error for rule in TABLE} == {*here, *elsewhere}
+    assert all(any(name.startswith("test_") for name in vars(kind)) for kind in here.values())
