@@ -137,6 +137,11 @@ class AmqpProtocol(TwistedProtocolConnection):
 
     # What pika calls ------------------------------------------------------------------------------
 
+    def connectionMade(self) -> None:  # noqa: N802  # Twisted's name
+        """Have small frames leave at once: an ack that waited for the broker's delayed TCP ack would idle all workers."""
+        self.transport.setTcpNoDelay(True)
+        super().connectionMade()
+
     def connectionLost(self, reason: Failure = Failure(ConnectionLost("closed"))) -> None:  # noqa: B008, N802
         """Note the cause, let pika end its channels, then tell everyone who asked."""
         if self.reason is None and isinstance(reason.value, Exception):

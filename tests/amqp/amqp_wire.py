@@ -293,6 +293,7 @@ class Link:
         self.protocol = protocol
         self.chans: dict[int, Chan] = {}
         self.is_lost = False
+        self.no_delay = False
         self.closing = False
         """Whether this side has sent connection.close: everything but the answer is ignored."""
         self.stuck = False
@@ -322,6 +323,9 @@ class Link:
         self.written += data
         self._in += data
         self._read()
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        self.no_delay = enabled
 
     def writeSequence(self, parts: Iterable[bytes]) -> None:
         self.write(b"".join(parts))

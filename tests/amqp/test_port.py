@@ -241,6 +241,11 @@ def test_a_port_that_answers_in_tls(reactor: Reactor, results: Results, first: b
     assert (str(protocol.cause()) == said) is tls
 
 
+def test_small_frames_leave_at_once(protocol: AmqpProtocol, link: Link) -> None:
+    assert not protocol.is_lost
+    assert link.no_delay is True
+
+
 def test_a_cut_in_the_middle_of_a_frame(protocol: AmqpProtocol, link: Link, witness: Witness) -> None:
     protocol.dataReceived(b"\x01\x00\x01\x00\x00\x00\x20half")
     link.rst()
