@@ -3,17 +3,11 @@
 Nothing is connected and no thread is started. Handlers are imported, which runs their modules.
 """
 
-import difflib
-import importlib
-import importlib.util
-import inspect
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -23,13 +17,14 @@ from rpcd.core import lint
 from rpcd.core.codec import Codec
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import Problem, SettingsError
-from rpcd.core.handler import HandlerError, Target, check_body_type, target
+from rpcd.core.handler import HandlerError, Target
 from rpcd.core.load import load
 from rpcd.core.outcome import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Route, lane_key
 from rpcd.core.settings import Settings
 from rpcd.core.topology import ephemeral, plan_consumer
+from rpcd.importing import check_start, checked_target
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,7 +80,7 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
     targets = {}
     for name, consumer in settings.consumers.items():
         where = f"consumers.{name}.handler"
-        if lint.dotted(consumer.handler):
+        if consumer.handler is not None and lint.dotted(consumer.handler):
             try:
                 targets[name] = checked_target(consumer.handler)
             except HandlerError as error:
@@ -98,88 +93,6 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
     if problems:
         raise SettingsError([Problem(f"{path}: {each.path}", each.what, each.remedy) for each in problems])
     return settings, [plan(settings, name, targets[name]) for name in settings.consumers]
-
-
-def check_start(path: str) -> None:
-    """Import what `on_start` names and check that it can be called without arguments; raise HandlerError."""
-    value = resolve(path)
-    if not callable(value):
-        raise HandlerError(f"{path} is of type {type(value).__name__}, which can't be called")
-    try:
-        signature = inspect.signature(value)
-    except (TypeError, ValueError):
-        return  # a builtin without a signature: the start itself will tell
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise HandlerError(f"{path}{signature} can't be called without arguments: {error}") from None
-
-
-def checked_target(path: str) -> Target:
-    """Import what a handler's dotted path names and check it; raise HandlerError."""
-    found = target(path, resolve(path))
-    check_body_type(path, found.body)
-    return found
-
-
-def resolve(path: str) -> Any:
-    """Import what a dotted path names, `package.module:Name` or `package.module.Name`; raise HandlerError."""
-    module_name, colon, names = path.partition(":")
-    if colon:
-        return _member(_imported(module_name, path), names.split("."), path)
-    parts = path.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        candidate = ".".join(parts[:split])
-        if split == 1 or _exists(candidate):
-            return _member(_imported(candidate, path), parts[split:], path)
-    raise HandlerError(f"{path} names no module")
-
-
-def _exists(module_name: str) -> bool:
-    try:
-        return importlib.util.find_spec(module_name) is not None
-    except (ImportError, AttributeError, ValueError):
-        return module_name in sys.modules
-    except BaseException:  # noqa: BLE001  # a parent package failed while it was imported: `_imported` says how
-        return True
-
-
-def _imported(module_name: str, path: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise HandlerError(f"{path}: there is no module {error.name!r}; looked in {_places()}") from None
-        raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
-    except BaseException as error:  # the module is the user's code and may do anything, SystemExit included
-        raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
-
-
-def _places() -> str:
-    return f"service.path and sys.path ({', '.join(place for place in sys.path if place)})"
-
-
-def _last_place(error: BaseException) -> str:
-    """Say what was raised and on which line of which file."""
-    said = traceback.format_exception_only(error)[-1].strip()
-    frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith("<")), None)
-    if isinstance(error, SyntaxError) or last is None or last.filename == __file__:
-        return said if not isinstance(error, SyntaxError) else f"{said} ({error.filename}, line {error.lineno})"
-    return f"{said} ({last.filename}, line {last.lineno})"
-
-
-def _member(value: Any, names: Iterable[str], path: str) -> Any:
-    for name in names:
-        try:
-            value = getattr(value, name)
-        except AttributeError:
-            close = difflib.get_close_matches(name, dir(value), 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise HandlerError(f"{path}: {getattr(value, '__name__', value)!r} has no {name!r}{hint}") from None
-        except BaseException as error:  # a module's own `__getattr__` is the user's code, too
-            raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
-    return value
 
 
 def plan(settings: Settings, name: str, handler: Target) -> Plan:
@@ -200,7 +113,7 @@ def plan(settings: Settings, name: str, handler: Target) -> Plan:
         config=section.config,
         key=lane_key(section.lock) if section.lock is not None else None,
     )
-    who = Circumstances(name, section.handler, socket.gethostname())
+    who = Circumstances(name, section.handler or "", socket.gethostname())
     return Plan(
         name,
         section,

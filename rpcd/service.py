@@ -20,13 +20,13 @@ from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, exc_info, repeating
 from rpcd.amqp.worker import DaemonPool
-from rpcd.config import resolve
 from rpcd.core.address import address
 from rpcd.core.errors import BrokerRefused, ExitCode
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import plan_rest
 from rpcd.core.verdict import Halt
+from rpcd.importing import resolve
 from rpcd.ops import ending
 
 SUPERVISE_SECONDS = 10.0

@@ -129,7 +129,7 @@ def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
         table.add_row(
             plan.name,
             plan.queue or "(named by the broker)",
-            section.handler,
+            section.handler or section.namespace or "",
             str(section.workers),
             str(section.window),
             section.on_error,

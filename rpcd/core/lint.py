@@ -18,10 +18,15 @@ MAX_16_BITS = 65535
 LONGEST_STEP = 4_294_967
 """Seconds: the broker takes a queue's TTL as 32 bits of milliseconds."""
 
+LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path that the kernel takes; see unix(7)."""
+
 SMALLEST_REPLY = 1024
 """Bytes that a reply must be allowed to have, so that a failure can always be told."""
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*|\.[^\W\d]\w*)")
+
+_PACKAGE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def lint(settings: Settings) -> list[Problem]:
@@ -61,7 +66,12 @@ def _service(settings: Settings) -> Iterator[Problem]:
     for name in ("confirm_timeout", "publish_timeout"):
         if getattr(service, name) == 0:
             yield Problem(f"service.{name}", "expected more than 0 seconds")
-    if not settings.consumers:
+    for index, module in enumerate(service.modules):
+        if not _PACKAGE.fullmatch(module):
+            yield Problem(f"service.modules[{index}]", f"{module!r} is no module", "expected package.module")
+    if service.control is not None and not 0 < len(service.control.encode(errors="replace")) <= LONGEST_SOCKET:
+        yield Problem("service.control", f"expected a path of 1 to {LONGEST_SOCKET} bytes")
+    if not settings.consumers and not service.modules:
         yield Problem("consumers", "there is no [consumers.NAME] section, so there is nothing to do")
 
 
@@ -132,8 +142,7 @@ def _consumers(settings: Settings) -> Iterator[Problem]:
             yield Problem(
                 f"{path}.queue", f"there is no [queues.{consumer.queue}]", _closest(consumer.queue, settings.queues)
             )
-        if not dotted(consumer.handler):
-            yield Problem(f"{path}.handler", f"{consumer.handler!r} is no dotted path", "expected package.module:Name")
+        yield from _handler(path, consumer)
         yield from _limits(path, consumer)
         yield from _retry(path, consumer, settings)
         yield from _archive(path, consumer)
@@ -143,6 +152,18 @@ def _consumers(settings: Settings) -> Iterator[Problem]:
                 lane_key(consumer.lock)
             except ValueError as error:
                 yield Problem(f"{path}.lock", str(error))
+
+
+def _handler(path: str, consumer: Consumer) -> Iterator[Problem]:
+    if (consumer.handler is None) == (consumer.namespace is None):
+        said = "missing" if consumer.handler is None else "stands beside `namespace`"
+        yield Problem(f"{path}.handler", said, "give a handler (package.module:Name), or a namespace (package.name)")
+    if consumer.handler is not None and not dotted(consumer.handler):
+        yield Problem(f"{path}.handler", f"{consumer.handler!r} is no dotted path", "expected package.module:Name")
+    if consumer.namespace is not None and not _PACKAGE.fullmatch(consumer.namespace):
+        yield Problem(f"{path}.namespace", f"{consumer.namespace!r} is no package", "expected package.name")
+    if consumer.exchanges and consumer.namespace is None:
+        yield Problem(f"{path}.exchanges", "only a namespace has handlers for exchanges", "set namespace, or use bindings")
 
 
 def _archive(path: str, consumer: Consumer) -> Iterator[Problem]:

@@ -45,7 +45,8 @@ def load(parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFi
     if not any(problem.path == "broker.url" for problem in problems):
         problems += _address_problems(settings, environment)
     empty = not parsed.get("consumers")  # else those that are missing now were taken out, and it was said why
-    return settings, problems + [problem for problem in lint(settings) if empty or problem.path != "consumers"]
+    told = {problem.path for problem in problems} | (set() if empty else {"consumers"})
+    return settings, problems + [problem for problem in lint(settings) if problem.path not in told]
 
 
 def heartbeat(environment: Mapping[str, str]) -> int | None:

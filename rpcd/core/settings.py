@@ -75,9 +75,18 @@ class Service:
     path: list[str] = setting(
         "Directories put in front of sys.path, so that handlers are found there; relative to the config file's own.", []
     )
+    modules: list[Name] = setting(
+        "Modules that are imported for their @rpcd.message_handler registrations, each a queue and a consumer.", []
+    )
     on_start: str | None = setting("Dotted path of a function that is called without arguments before rpcd connects.", None)
     drain_timeout: Seconds = setting(
         "How long running handlers get to finish when the process is told to stop.", Seconds(30.0)
+    )
+    control: str | None = setting(
+        "Path of a unix socket for `rpcd ctl`, relative to the config file's directory; only its owner may use it.", None
+    )
+    http: str | None = setting(
+        "Twisted endpoint on which health is told over HTTP: tcp:8001:interface=127.0.0.1, say.", None
     )
     declare: bool = setting(
         "Whether rpcd declares exchanges, queues and bindings; if not, it checks that they are there.", True
@@ -172,7 +181,16 @@ class Consumer:
     """`[consumers.NAME]`: a queue, the handler of its messages, and what becomes of them."""
 
     queue: Name = setting("The queue: the name of a [queues] section.")
-    handler: Name = setting("Dotted path of a function, class or callable object: package.module:Name.")
+    handler: Name | None = setting(
+        "Dotted path of a function, class or callable object: package.module:Name; this or `namespace`.", None
+    )
+    namespace: Name | None = setting(
+        "Dotted path of a package with a module for each exchange; the exchange of a message picks its handler.", None
+    )
+    exchanges: list[Name] = setting(
+        "With `namespace`: the exchanges, bound with the queue's name as key; every module that is there if none is named.",
+        [],
+    )
     workers: Positive = setting("How many messages are handled at a time, each in a thread of its own.", Positive(1))
     prefetch: Positive | None = setting(
         "How many messages the broker sends ahead; twice the workers (more with a lock).", None

@@ -10,12 +10,13 @@ import attrs
 import pytest
 
 from rpcd import config
-from rpcd.config import assemble, checked_target, read, resolve
+from rpcd.config import assemble, read
 from rpcd.core.errors import SettingsError
 from rpcd.core.handler import HandlerError
 from rpcd.core.message import Message
 from rpcd.core.outcome import Policy
 from rpcd.core.topology import plan_consumer
+from rpcd.importing import checked_target, resolve
 
 HANDLERS = """
 import attrs
