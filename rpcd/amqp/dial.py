@@ -68,8 +68,9 @@ class Dial:
     async def _try(self, host: str, port: int) -> AmqpProtocol:
         broker, limit = self._broker, self._broker.address.connect_timeout
         endpoint: Any = HostnameEndpoint(broker.reactor, host, port, timeout=limit)
-        if broker.address.tls is not None:
-            endpoint = wrapClientTLS(client_options(broker.address.tls, host), endpoint)
+        tls: Any = client_options(broker.address.tls, host) if broker.address.tls is not None else None
+        if tls is not None:
+            endpoint = wrapClientTLS(tls, endpoint)
         protocol = make_protocol(broker.address, self._title, broker.version, broker.reactor)
         self._connecting = endpoint.connect(Factory.forProtocol(lambda: protocol))
         try:
@@ -85,5 +86,6 @@ class Dial:
             protocol.abort(ConnectionLost("the AMQP handshake took too long"))
             raise
         except Exception:  # noqa: BLE001  # pika's own error says nothing; the protocol kept the real one
-            raise protocol.cause() from None
+            refusal = tls.refusal(protocol.reason) if tls is not None else None
+            raise protocol.cause() if refusal is None else ConnectionLost(refusal) from None
         return protocol

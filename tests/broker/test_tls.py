@@ -1,11 +1,17 @@
 """TLS: whose certificate is trusted, whose name it must carry, and logging in by one."""
 
+import contextlib
+import os
 import pathlib
+import socketserver
+import ssl
+import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
-from certificates import Authority
-from daemon import StartDaemon
+from certificates import DAY, Authority
+from daemon import RPCD, StartDaemon
 from peer import Peer
 
 from rpcd.ops.rabbitmq import PrivateNode, free_ports
@@ -29,7 +35,7 @@ handler = "handlers_of_test:echo"
 class TlsBroker:
     """A node that speaks TLS, its authority, and a client's certificate."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, strict: str | None = None) -> None:
         self.authority = Authority(directory, "ours")
         self.stranger = Authority(directory, "stranger")
         self.client, self.client_key = self.authority.issue("shop")
@@ -43,8 +49,9 @@ class TlsBroker:
             f"ssl_options.certfile = {certificate}\n"
             f"ssl_options.keyfile = {key}\n"
             "ssl_options.verify = verify_peer\n"
-            "ssl_options.fail_if_no_peer_cert = false\n"
-            "auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = EXTERNAL\nssl_cert_login_from = common_name\n",
+            f"ssl_options.fail_if_no_peer_cert = {'true' if strict else 'false'}\n"
+            + (f"ssl_options.versions.1 = {strict}\n" if strict else "")
+            + "auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = EXTERNAL\nssl_cert_login_from = common_name\n",
         )
 
     def url(self, host: str = "localhost", login: str = "guest:guest@") -> str:
@@ -77,22 +84,102 @@ def test_a_client_certificate_logs_in_by_itself(start: StartDaemon, broker: TlsB
     assert "shop\tEXTERNAL" in listed
 
 
-@pytest.mark.parametrize(
-    ("ca", "host", "says"),
-    [
-        ("stranger", "localhost", "TLS failed: certificate verify failed; broker.tls.ca must have signed it"),
-        ("ours", "ip6-localhost", "VerificationError"),
-    ],
-)
-def test_a_broker_that_cannot_show_who_it_is_is_refused(
-    start: StartDaemon, broker: TlsBroker, ca: str, host: str, says: str
+@pytest.fixture(scope="module")
+def doors(broker: TlsBroker) -> Iterator[dict[str, int]]:
+    """Ports that show another certificate each, and lead nowhere: a handshake that fails gets no further."""
+    issue = broker.authority.issue
+    shown = {
+        "expired": issue("localhost", until=-DAY, file="expired"),
+        "early": issue("localhost", since=DAY, until=2 * DAY, file="early"),
+        "self-signed": issue("localhost", self_signed=True, file="self-signed"),
+        "other": issue("rabbit.example", file="other"),
+    }
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(door(*files)) for name, files in shown.items()}
+
+
+@contextlib.contextmanager
+def door(certificate: pathlib.Path, key: pathlib.Path) -> Iterator[int]:
+    """Serve TLS handshakes with a certificate; give the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    class Handshake(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as link:
+                link.recv(1)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handshake) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server.server_address[1]
+        server.shutdown()
+        serving.join()
+
+
+SENTENCES = {
+    "stranger": "the broker's certificate is signed by 'ours', who is not trusted; put that CA into {ca} (broker.tls.ca)",
+    "system": "the broker's certificate is signed by 'ours', who is not trusted; put that CA into a file and name",
+    "elsewhere": "certificate is not for 'elsewhere.example', but for localhost, 127.0.0.1; correct the host, or set",
+    "other": "the broker's certificate is not for 'localhost', but for rabbit.example; correct the host, or set",
+    "expired": "the broker's certificate has expired (2",
+    "early": "the broker's certificate is not valid yet (until 2",
+    "self-signed": "the broker's certificate is self-signed; if it is the right one, put it into {ca} (broker.tls.ca)",
+}
+
+
+def trouble(broker: TlsBroker, doors: dict[str, int], name: str) -> tuple[str, str, str]:
+    """Return settings of TLS and a URL that lead to a trouble, and what is to be said about it."""
+    file = (broker.stranger if name == "stranger" else broker.authority).file
+    ca = "" if name == "system" else f'ca = "{file}"\n'
+    tls = ca + ('server_name = "elsewhere.example"\n' if name == "elsewhere" else "")
+    port = doors.get(name, broker.port)
+    return tls, broker.url().replace(str(broker.port), str(port)), SENTENCES[name].format(ca=file)
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_each_trouble_with_a_certificate_has_its_own_sentence(
+    start: StartDaemon, broker: TlsBroker, doors: dict[str, int], tmp_path: pathlib.Path, name: str
 ) -> None:
-    authority = broker.authority if ca == "ours" else broker.stranger
-    tls = f'ca = "{authority.file}"\n' + ('server_name = "elsewhere.example"' if host != "localhost" else "")
-    daemon = start(CONFIG.format(tls=tls), HANDLERS, at=broker.url(), wait=False)
+    tls, url, says = trouble(broker, doors, name)
+    daemon = start(CONFIG.format(tls=tls), HANDLERS, at=url, wait=False)
     (line, *_) = daemon.wait_for("trying again in .* connection=work")
     assert says in line
+    assert "TLS failed: " in line
+    config = str(tmp_path / "rpcd.toml")
+    for command in (["check", "--broker", "--config", config], ["call", "work", "{}", "--config", config]):
+        done = subprocess.run(
+            [str(RPCD), *command], env={**os.environ, "RABBITMQ_URL": url}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 69
+        (told,) = done.stderr.splitlines()
+        assert says in told
     assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("version", ["tlsv1.3", "tlsv1.2"])
+def test_a_broker_that_refuses_our_certificate_says_so_through_us(
+    start: StartDaemon, broker: TlsBroker, tmp_path_factory: pytest.TempPathFactory, version: str
+) -> None:
+    strict = TlsBroker(tmp_path_factory.mktemp("strict"), strict=version)
+    strict.node.start()
+    try:
+        bare = f'ca = "{strict.authority.file}"'
+        certificate, key = strict.stranger.issue("shop")
+        cases = [
+            (bare, "the broker wants a certificate from its clients; name one that it trusts in broker.tls.certificate"),
+            (
+                f'{bare}\ncertificate = "{certificate}"\nkey = "{key}"',
+                f"the broker refuses the certificate {certificate} (broker.tls.certificate): it does not know who signed it",
+            ),
+        ]
+        for tls, says in cases:
+            daemon = start(CONFIG.format(tls=tls), HANDLERS, at=strict.url(), wait=False)
+            (line, *_) = daemon.wait_for("trying again in .* connection=work")
+            assert says in line
+            assert daemon.stop() == 0
+    finally:
+        strict.node.stop()
 
 
 def test_plain_amqp_on_the_port_of_tls_says_so(start: StartDaemon, broker: TlsBroker) -> None:

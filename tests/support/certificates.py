@@ -27,7 +27,7 @@ class Authority:
 
     @staticmethod
     def _builder(
-        subject: str, issuer: str, key: ec.EllipticCurvePublicKey, until: dt.timedelta = DAY
+        subject: str, issuer: str, key: ec.EllipticCurvePublicKey, until: dt.timedelta = DAY, since: dt.timedelta = -2 * DAY
     ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.timezone.utc)
         return (
@@ -36,21 +36,30 @@ class Authority:
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 2 * DAY)
+            .not_valid_before(now + since)
             .not_valid_after(now + until)
         )
 
-    def issue(self, name: str, *, until: dt.timedelta = DAY) -> tuple[pathlib.Path, pathlib.Path]:
+    def issue(
+        self,
+        name: str,
+        *,
+        until: dt.timedelta = DAY,
+        since: dt.timedelta = -2 * DAY,
+        self_signed: bool = False,
+        file: str | None = None,
+    ) -> tuple[pathlib.Path, pathlib.Path]:
         """Issue a certificate for a name (and the loopback address, for "localhost"); return its file and its key's."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.DNSName(name)]
         if name == "localhost":
             names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-        builder = self._builder(name, self.name, key.public_key(), until)
+        builder = self._builder(name, name if self_signed else self.name, key.public_key(), until, since)
         certificate = builder.add_extension(x509.SubjectAlternativeName(names), critical=False).sign(
-            self._key, hashes.SHA256()
+            key if self_signed else self._key, hashes.SHA256()
         )
-        files = self.directory / f"{self.name}-{name}.pem", self.directory / f"{self.name}-{name}.key"
+        title = file if file is not None else f"{self.name}-{name}"
+        files = self.directory / f"{title}.pem", self.directory / f"{title}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
