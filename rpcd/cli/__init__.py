@@ -5,8 +5,11 @@ import click
 from rpcd import __version__
 from rpcd.cli.call import call
 from rpcd.cli.check import check
+from rpcd.cli.completion import completion
+from rpcd.cli.declare import declare
 from rpcd.cli.publish import publish
 from rpcd.cli.run import run
+from rpcd.cli.tail import tail
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,11 +17,18 @@ from rpcd.cli.run import run
 def main() -> None:
     """Turn Python callables into RabbitMQ consumers and RPC services.
 
-    The daemon itself is `twistd -n rpcd --config FILE`, or `rpcd run`. Exit codes: 0 done, 1 the answer was no, 2 wrong
-    usage, 69 the broker or a queue can't be reached, 75 no answer in time, 77 refused by the broker, 78 wrong config, 130
-    and 143 ended by a signal.
+    The daemon itself is `twistd -n rpcd --config FILE`, or `rpcd run`.
+
+    Exit code: 0 done, 1 the answer was no, 2 wrong usage, 69 the broker or a queue can't be reached, 75 no answer in time,
+    77 refused by the broker, 78 wrong config, 130 and 143 ended by a signal.
     """
 
 
-for command in (call, check, publish, run):
-    main.add_command(command)
+def _as_typed(command: click.Command) -> click.Command:
+    """Keep the examples of a command on lines of their own, as they are to be typed."""
+    command.help = (command.help or "").replace("\n\nExample:", "\n\n\b\nExample:")
+    return command
+
+
+for command in (call, check, completion, declare, publish, run, tail):
+    main.add_command(_as_typed(command))

@@ -1,16 +1,17 @@
 """What the commands that talk to a broker have in common: which broker, a reactor for one piece of work, how it ends."""
 
 import contextlib
+import functools
 import os
 import signal
-import sys
+import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
 
 import attrs
 import click
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 from twisted.python.failure import Failure
 
@@ -19,15 +20,19 @@ from rpcd.amqp.declare import SOURCE, login_refusal
 from rpcd.amqp.dial import Broker, Dial
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
+from rpcd.cli.show import end
 from rpcd.config import CONFIG, read
 from rpcd.core import settings
 from rpcd.core.address import Address, AddressError, address
 from rpcd.core.errors import (
     BrokerRefused,
     ChannelClosed,
+    ConnectionLost,
     ExitCode,
     LoginRefused,
+    ObjectMissing,
     PublishRefused,
+    PublishTimeout,
     ReplyCode,
     RpcdError,
     SettingsError,
@@ -42,7 +47,12 @@ UNAVAILABLE = 69
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """What ends a command early, and what it then says; its exit code is 128 and the signal's number, as a shell's would be."""
 
-_CODES = ((WaitTooLong, ExitCode.TEMPFAIL), (Unroutable, UNAVAILABLE), (PublishRefused, 1))
+_CODES = (
+    (WaitTooLong, ExitCode.TEMPFAIL),
+    (PublishTimeout, ExitCode.TEMPFAIL),
+    (Unroutable, UNAVAILABLE),
+    (PublishRefused, 1),
+)
 """How a command ends over what says everything by itself."""
 
 ResultT = TypeVar("ResultT")
@@ -58,20 +68,42 @@ class Where:
     source: str = SOURCE
 
 
+@attrs.frozen
+class Asked:
+    """What a command was told about the broker; `broker_options` gives it to the command as `asked`."""
+
+    config: str | None
+    url: str | None
+
+
+CONFIG_FILE = click.Path()  # not checked here: what is wrong with a config is told in one way by all
+"""The type of --config: a shell completes it as the name of a file."""
+
+
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --config and --url to a command."""
-    command = click.option("--url", metavar="URL", help="The broker (amqp://...); wins over RABBITMQ_URL and the config.")(
-        command
+    """Add --config and --url to a command, and hand it both as one argument, `asked`."""
+
+    @click.option(
+        "-c",
+        "--config",
+        type=CONFIG_FILE,
+        metavar="FILE",
+        envvar=CONFIG,
+        help=f"Take [broker] from this config; {CONFIG} if not given.",
     )
-    return click.option(
-        "-c", "--config", metavar="FILE", envvar=CONFIG, help=f"Take [broker] from this config; {CONFIG} if not given."
-    )(command)
+    @click.option("--url", metavar="URL", help="The broker (amqp://...); wins over RABBITMQ_URL and the config.")
+    @functools.wraps(command)
+    def with_options(*arguments: Any, config: str | None, url: str | None, **options: Any) -> Any:
+        return command(*arguments, asked=Asked(config, url), **options)
+
+    return with_options
 
 
-def choose(config: str | None, url: str | None) -> Where:
+def choose(asked: Asked) -> Where:
     """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong."""
-    environment = {**os.environ, **({"RABBITMQ_URL": url} if url else {})}
-    variable = "--url" if url else "RABBITMQ_URL"
+    config, url = asked.config, asked.url
+    environment = {**os.environ, **({"RABBITMQ_URL": url} if url is not None else {})}
+    variable = "--url" if url is not None else "RABBITMQ_URL"
     source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
     try:
         beat = heartbeat(environment)
@@ -97,25 +129,14 @@ def _section(config: str, environment: dict[str, str], variable: str) -> setting
     return found.broker
 
 
-def end(text: str, code: int) -> NoReturn:
-    """Say on standard error why a command ends, and end it."""
-    click.echo(text, err=True)
-    sys.exit(int(code))
-
-
-def say(text: str | bytes) -> None:
-    """Print a result; that nobody reads it any more changes nothing about it, and so nothing about the exit code."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
-
-
 class Talk(Generic[ResultT]):
     """One piece of work with a broker, on a reactor that serves it alone; a signal ends it early, but in good order."""
 
     def __init__(self, where: Address, work: Callable[[Connect], Awaitable[ResultT]]) -> None:
-        """Prepare it; `result` and `failure` tell later what came of it, `signal` what ended it early."""
+        """Prepare it; `result` and `failure` tell later what came of it, `signal` what ended it early.
+
+        A signal cancels what the work awaits. Work that has something to say or to do even then catches CancelledError.
+        """
         self.result: list[ResultT] = []
         self.failure: BaseException | None = None
         self.signal: int | None = None
@@ -141,10 +162,13 @@ class Talk(Generic[ResultT]):
                 await protocol.leave()
 
     async def _connect(self) -> AmqpProtocol:
-        name = f"rpcd command (pid {os.getpid()})"
-        self._dial = Dial(Broker(self._where, self._reactor, __version__), name)
+        self._dial = Dial(Broker(self._where, self._reactor, __version__), title())
         try:
             self._opened.append(await self._dial.connect())
+        except ConnectionLost:
+            if self.signal is not None:
+                raise CancelledError from None
+            raise
         finally:
             self._dial = None
         return self._opened[-1]
@@ -171,12 +195,22 @@ class Talk(Generic[ResultT]):
             self._whole.cancel()
 
 
+def title() -> str:
+    """Return what RabbitMQ's own pages show for the connections of this command."""
+    context = click.get_current_context(silent=True)
+    return f"rpcd {context.info_name if context is not None else 'command'} on {socket.gethostname()} (pid {os.getpid()})"
+
+
 def talk(
-    where: Where, work: Callable[[Connect], Awaitable[ResultT]], failed: Callable[[str, int], NoReturn] = end
+    where: Where,
+    work: Callable[[Connect], Awaitable[ResultT]],
+    failed: Callable[[str, int], NoReturn] = end,
+    stopped: Callable[[int], object] = lambda _number: None,
 ) -> ResultT:
     """Do one piece of work and return its result; tell `failed` why and with which exit code if there is none.
 
-    The work connects as often as it needs to; whatever it has opened is closed afterwards. A process can do this once.
+    `stopped` is told the number of a signal that came, if there is a result all the same. The work connects as often as it
+    needs to; whatever it has opened is closed afterwards. A process can do this once.
     """
     quieten_pika()
     talking = Talk(where.address, work)
@@ -185,14 +219,16 @@ def talk(
         react(talking.begin)
     for number, handler in before.items():
         signal.signal(number, handler)
+    if talking.result and talking.signal is not None:
+        stopped(talking.signal)
     if talking.result:  # what is done is done, even if a signal came while the connections were closed
         return talking.result[0]
     if talking.signal is not None:
         return failed(SIGNALS[signal.Signals(talking.signal)], 128 + talking.signal)
-    return failed(*_explain(where, talking.failure))
+    return failed(*explain(where, talking.failure))
 
 
-def _explain(where: Where, error: BaseException | None) -> tuple[str, int]:
+def explain(where: Where, error: BaseException | None) -> tuple[str, int]:
     """Return why a piece of work failed, as a sentence and an exit code; raise what is a fault of rpcd."""
     if isinstance(error, LoginRefused):
         error = login_refusal(error, where.address, where.source)
@@ -201,6 +237,8 @@ def _explain(where: Where, error: BaseException | None) -> tuple[str, int]:
         error = BrokerRefused(said, ExitCode.NOPERM)
     if isinstance(error, BrokerRefused):
         return str(error), error.exit_code
+    if isinstance(error, ObjectMissing):
+        return str(error).removesuffix("; waiting for it"), UNAVAILABLE  # which is what a daemon would do
     for kind, code in _CODES:
         if isinstance(error, kind):
             return str(error), code

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.rehearsal import Finding, Rehearsal
 from rpcd.amqp.waiting import Once, unless
-from rpcd.cli.broker import Connect, Where, end, say, talk
+from rpcd.cli.broker import CONFIG_FILE, Connect, Where, talk
+from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble
 from rpcd.core.address import address
 from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
@@ -21,12 +21,11 @@ from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
 
-WIDE = 250
-"""Columns of a table that goes to a file or a pipe, where nothing needs to be folded."""
-
 
 @click.command()
-@click.option("-c", "--config", metavar="FILE", envvar=CONFIG, help=f"The config file; {CONFIG} if not given.")
+@click.option(
+    "-c", "--config", type=CONFIG_FILE, metavar="FILE", envvar=CONFIG, help=f"The config file; {CONFIG} if not given."
+)
 @click.option(
     "--broker",
     is_flag=True,
@@ -34,10 +33,12 @@ WIDE = 250
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def check(config: str | None, broker: bool, as_json: bool) -> None:
-    """Check a config file and the handlers that it names, without running anything but their imports.
+    """Check a config file and the handlers that it names.
 
-    Every mistake is shown at once, with its place and the way out. Exit code: 0 if all is well, 78 if the config or an
-    existing queue is wrong, 77 if a permission is missing, 69 if the broker can't be reached.
+    Nothing is run but their imports. Every mistake is shown at once, with its place and the way out.
+
+    Exit code: 0 if all is well, 69 if the broker can't be reached, 77 if a permission is missing, 78 if the config or an
+    existing queue is wrong.
 
     Example: rpcd check --config /etc/rpcd/shop.toml --broker
     """
@@ -60,7 +61,7 @@ def _wrong(problems: Sequence[Problem], code: int, as_json: bool) -> NoReturn:
     if not as_json:
         end("\n".join(map(str, problems)), code)
     found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in problems]
-    say(msgspec.json.encode({"ok": False, "problems": found}))
+    say(json_line({"ok": False, "problems": found}))
     sys.exit(int(code))
 
 
@@ -97,7 +98,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
     source = "RABBITMQ_URL" if "RABBITMQ_URL" in os.environ else f"[broker] of {config}"
     findings = talk(Where(address(settings.broker, heartbeat(os.environ)), source), work, failed)
     for name in left:
-        click.echo(f"left behind, because it is in use by now: {name}", err=True)
+        tell(f"left behind, because it is in use by now: {name}")
     return findings
 
 
@@ -115,34 +116,27 @@ def _print_json(findings: list[Finding]) -> None:
         {"path": each.path, "what": each.what, "result": each.result, "error": str(each.error) if each.error else None}
         for each in findings
     ]
-    say(msgspec.json.encode({"ok": not any(each.error for each in findings), "broker": rows}))
+    say(json_line({"ok": not any(each.error for each in findings), "broker": rows}))
 
 
 def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    table = Table("consumer", "queue", "handler", "workers", "prefetch", "on_error", box=None, pad_edge=False)
-    for plan in plans:
-        section = plan.section
-        table.add_row(
+    rows = [
+        (
             plan.name,
             plan.queue or "(named by the broker)",
-            section.handler or section.namespace or "",
-            str(section.workers),
-            str(section.window),
-            section.on_error,
+            plan.section.handler or plan.section.namespace or "",
+            str(plan.section.workers),
+            str(plan.section.window),
+            plan.section.on_error,
         )
-    console.print(table)
+        for plan in plans
+    ]
+    table(("consumer", "queue", "handler", "workers", "prefetch", "on_error"), rows)
     if findings:
-        console.print()
-        steps = Table("broker", "result", box=None, pad_edge=False)
-        for finding in findings:
-            steps.add_row(finding.what, finding.result)
-        console.print(steps)
+        say("")
+        table(("broker", "result"), [(finding.what, finding.result) for finding in findings])
     errors = [finding for finding in findings if finding.error]
     for finding in errors:
-        click.echo(str(finding.error), err=True)
+        tell(str(finding.error))
     if not errors:
-        click.echo(f"\n{config}: all is well")
+        say(f"\n{config}: all is well")

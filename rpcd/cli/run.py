@@ -9,8 +9,15 @@ from rpcd.config import CONFIG
 
 
 @click.command()
-@click.option("-c", "--config", metavar="FILE", envvar=CONFIG, help=f"The config file; {CONFIG} if not given.")
-@click.option("--logfile", metavar="FILE", help="Log there instead of to standard output.")
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    envvar=CONFIG,
+    help=f"The config file; {CONFIG} if not given.",
+)
+@click.option("--logfile", type=click.Path(), metavar="FILE", help="Log there instead of to standard output.")
 def run(config: str | None, logfile: str | None) -> None:
     """Run the consumers of one config file in the foreground.
 
