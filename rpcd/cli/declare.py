@@ -133,9 +133,10 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
 
     Retry and archive queues are included. This is for an administrator: daemons with `declare = false` in [service] may then
     run as a user who may not configure anything. What is there already and agrees stays as it is, so it can be run again.
-    What fails does not keep the rest from being made; all failures are told. Queues that are exclusive or named by the broker
-    are left to the daemon, and what is `passive` in the config is only checked for. Handlers are imported only if the config
-    has `modules` or a `namespace`.
+    What fails does not keep the rest from being made; all failures are told.
+
+    Queues that are exclusive or named by the broker are left to the daemon, and what is `passive` in the config is only
+    checked for. Handlers are imported only if the config has `modules` or a `namespace`.
 
     Exit code: 0 if everything is there now, 69 if something passive is missing or the broker can't be reached, 75 if the
     broker does not answer, 77 if a permission is missing, 78 if the config is wrong or what exists differs from it.

@@ -1,12 +1,10 @@
 """`rpcd publish`: publish one message, or a file of them, and wait until the broker has it."""
 
-import contextlib
 import os
 import signal
 import stat
 import sys
 import uuid
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
@@ -56,13 +54,11 @@ def publish(
     key: str,
     body: str | None,
     file: str | None,
-    messages: bool,
-    from_line: int,
-    unroutable_is_fine: bool,
     properties: dict[str, Any],
+    unroutable_is_fine: bool,
     as_json: bool,
     asked: Asked,
-    **pace: Any,
+    **how: Any,
 ) -> None:
     """Publish messages to EXCHANGE with routing key KEY.
 
@@ -85,16 +81,13 @@ def publish(
     options = {**properties, "mandatory": not unroutable_is_fine}
     if (body is None) == (file is None):
         raise click.UsageError("Give either JSON or --file FILE.")
-    if file is None:
-        if messages:
-            raise click.UsageError("--messages is about the lines of a --file.")
-        message = composed(exchange, key, given_body(str(body)), **{"message_id": str(uuid.uuid4()), **options})
-        _single(choose(asked), message, pace["timeout"], as_json)
+    if file is not None:
+        _many(exchange, key, file, options, as_json, asked, **how)
         return
-    composed(exchange, key, b"{}", **options)  # what can't be sent is told before anything is connected
-    composer = Composer(exchange, key, messages, **options)
-    with _opened(file) as descriptor:
-        _many(choose(asked), composer, Pace(**pace), from_line, descriptor, as_json)
+    if how["messages"]:
+        raise click.UsageError("--messages is about the lines of a --file.")
+    message = composed(exchange, key, given_body(str(body)), **{"message_id": str(uuid.uuid4()), **options})
+    _single(choose(asked), message, how["timeout"], as_json)
 
 
 def _single(where: Where, message: Outgoing, timeout: float, as_json: bool) -> None:
@@ -120,33 +113,44 @@ def _single(where: Where, message: Outgoing, timeout: float, as_json: bool) -> N
         say(f"published to exchange {message.exchange!r} with key {message.routing_key!r}")
 
 
-@contextlib.contextmanager
-def _opened(file: str) -> Iterator[int]:
-    """Open a file for reading and give its descriptor; end with 2 if that is not possible."""
+def _opened(file: str) -> int:
+    """Open a file for reading and return its descriptor, which lasts as long as the process; end with 2 if that fails."""
     if file == "-":
-        yield sys.stdin.fileno()
-        return
+        return 0
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         end(f"--file {file}: can't be read: {getattr(error, 'strerror', None) or error}", USAGE)
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         end(f"--file {file}: is a directory", USAGE)
-    yield descriptor  # the process ends soon; a thread may still read from it until then
+    return descriptor
 
 
-def _many(where: Where, composer: Composer, pace: Pace, first: int, descriptor: int, as_json: bool) -> None:
+def _many(
+    exchange: str,
+    key: str,
+    file: str,
+    options: dict[str, Any],
+    as_json: bool,
+    asked: Asked,
+    messages: bool,
+    from_line: int,
+    **pace: Any,
+) -> None:
+    composed(exchange, key, b"{}", **options)  # what can't be sent is told before anything is connected
+    composer = Composer(exchange, key, messages, **options)
+    where, descriptor = choose(asked), _opened(file)
     bar = Bar(descriptor)
 
     async def work(connect: Connect) -> Report:
-        stream = Stream(await connect(), composer, pace, first)
+        stream = Stream(await connect(), composer, Pace(**pace), from_line)
         stream.blocked, stream.progress = bar.blocked, bar.show
         bar.start()
         return await stream.run(descriptor)
 
     def failed(text: str, code: int) -> NoReturn:
         bar.stop()
-        _fail(text, code, Report(go_on_from=first), as_json)
+        _fail(text, code, Report(go_on_from=from_line), as_json)
 
     signals: list[int] = []
     report = talk(where, work, failed, signals.append)

@@ -1,8 +1,10 @@
 """`rpcd publish --file`: every line confirmed, and never a doubt about where to go on."""
 
 import json
+import os
 import pathlib
 import re
+import select
 import signal
 import subprocess
 
@@ -108,7 +110,7 @@ def test_what_no_queue_takes_ends_it(url: str, peer: Peer, file: pathlib.Path) -
     file.write_text("{}\n" * 3 + '{"routing_key": "nowhere"}\n' + "{}\n" * 3)
     done = rpcd("publish", "", "inbox", "--messages", "--window", "1", "--file", str(file), url=url)
     assert done.returncode == 69
-    assert done.stderr.startswith("line 4: no queue takes exchange '', key 'nowhere': NO_ROUTE\n3 messages are safely")
+    assert done.stderr.startswith("line 4: no queue takes exchange '', key 'nowhere': 312 NO_ROUTE\n3 messages are safely")
     assert len(peer.left("inbox")) == 3
     done = rpcd("publish", "", "inbox", "--messages", "--unroutable-is-fine", "--file", str(file), url=url)
     assert done.returncode == 0
@@ -161,17 +163,15 @@ def test_a_signal_ends_it_though_standard_input_says_nothing(url: str, peer: Pee
         peer.get("inbox")
         command.process.send_signal(signal.SIGINT)
         assert command.wait() == 130
-        assert command.err == [
-            "interrupted",
-            "1 message is safely published; go on with --from-line 2 "
-            "(some behind that line may have arrived already, and are then sent a second time)",
-        ]
+        word, told = command.err
+    assert word == "interrupted"
+    assert told.startswith("1 message is safely published; go on with --from-line 2 (some behind that line may have arrived")
 
 
 def test_a_lost_connection_ends_it_and_nothing_is_missing_after_going_on(own_node: PrivateNode, file: pathlib.Path) -> None:
     peer = Peer(own_node.url())
     peer.channel.queue_declare("inbox", durable=True)
-    with running("publish", "", "inbox", "--file", lines_of(file, 200_000), url=own_node.url()) as command:
+    with running("publish", "", "inbox", "--rate", "500", "--file", lines_of(file, 5_000), url=own_node.url()) as command:
         peer.get("inbox")
         own_node.kill()
         assert command.wait() == 69
@@ -182,7 +182,7 @@ def test_a_lost_connection_ends_it_and_nothing_is_missing_after_going_on(own_nod
     again = Peer(own_node.url())
     rest = rpcd("publish", "", "inbox", "--file", str(file), "--from-line", str(line), url=own_node.url())
     assert rest.returncode == 0
-    assert set(range(2, 200_001)) <= set(numbers(again))
+    assert set(range(2, 5_001)) <= set(numbers(again))
     again.close()
 
 
@@ -194,24 +194,18 @@ def test_a_terminal_shows_a_bar_and_a_pipe_none(url: str, peer: Peer, file: path
     assert said.endswith(b"500 messages are published\r\n")
 
 
-def test_what_is_read_ahead_is_bounded(url: str, tmp_path: pathlib.Path) -> None:
+def test_what_is_read_ahead_is_bounded(url: str) -> None:
     """Nothing takes from the window, so a file without end must not be read on."""
-    fifo = tmp_path / "fifo"
     with running("publish", "", "nowhere", "--unroutable-is-fine", "--rate", "1", "--file", "/dev/stdin", url=url,
                  stdin=subprocess.PIPE) as command:  # fmt: skip
         assert command.process.stdin is not None
         written = 0
         line = json.dumps({"pad": "x" * 1000}) + "\n"
-        import os
-
         descriptor = command.process.stdin.fileno()
         os.set_blocking(descriptor, False)
-        import select
-
         while select.select([], [descriptor], [], 3)[1]:
             written += os.write(descriptor, (line * 50).encode())
             assert written < 2_000_000
-    assert not fifo.exists()
 
 
 def test_the_single_form_takes_properties_and_headers(url: str, peer: Peer) -> None:
