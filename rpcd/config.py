@@ -92,7 +92,8 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
             problems.append(Problem("service.on_start", str(error)))
     if problems:
         raise SettingsError([Problem(f"{path}: {each.path}", each.what, each.remedy) for each in problems])
-    return settings, [plan(settings, name, targets[name]) for name in settings.consumers]
+    plans = [plan(settings, name, targets[name]) for name in settings.consumers]
+    return settings, [attrs.evolve(each, config=Path(path).name) for each in plans]
 
 
 def plan(settings: Settings, name: str, handler: Target) -> Plan:

@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import signal
-import socket
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ from twisted.python.failure import Failure
 from rpcd import __version__
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.dial import Broker
-from rpcd.amqp.plan import Overseer, Plan
+from rpcd.amqp.plan import Overseer, Plan, connection_name
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, exc_info, repeating
 from rpcd.amqp.worker import DaemonPool
@@ -60,7 +59,7 @@ class Daemon(Service):
         self.broker = Broker(
             address(settings.broker, heartbeat(environment)), reactor, __version__, settings.broker.login_patience
         )
-        title = f"rpcd publisher on {socket.gethostname()} (pid {os.getpid()})"
+        title = connection_name("publisher", plans[0].config if plans else "")
         service = settings.service
         self.publisher = Publisher(
             self.broker, plan_rest(settings), service.confirm_timeout, service.publish_timeout, self._refused, title

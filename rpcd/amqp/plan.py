@@ -30,16 +30,23 @@ class Plan:
     route: Route
     who: Circumstances
     publish_timeout: float
+    config: str = ""
+    """The name of the config file; RabbitMQ's pages show it."""
 
     @property
     def connection_name(self) -> str:
         """What RabbitMQ's pages show for the connection."""
-        return f"rpcd {self.name} on {socket.gethostname()} (pid {os.getpid()})"
+        return connection_name(self.name, self.config)
 
     @property
     def consumer_tag(self) -> str:
         """A tag that tells a person which process it is; never the same twice."""
         return f"rpcd.{self.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(3)}"[:250]
+
+
+def connection_name(what: str, config: str = "") -> str:
+    """Say for RabbitMQ's pages what a connection is for, of which config, on which machine and in which process."""
+    return f"rpcd {what}{f' of {config}' if config else ''} on {socket.gethostname()} (pid {os.getpid()})"
 
 
 @attrs.frozen

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -18,6 +17,7 @@ from twisted.python.failure import Failure
 from rpcd import __version__
 from rpcd.amqp.declare import SOURCE, login_refusal
 from rpcd.amqp.dial import Broker, Dial
+from rpcd.amqp.plan import connection_name
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
 from rpcd.cli.show import end
@@ -198,7 +198,7 @@ class Talk(Generic[ResultT]):
 def title() -> str:
     """Return what RabbitMQ's own pages show for the connections of this command."""
     context = click.get_current_context(silent=True)
-    return f"rpcd {context.info_name if context is not None else 'command'} on {socket.gethostname()} (pid {os.getpid()})"
+    return connection_name(str(context.info_name) if context is not None else "command")
 
 
 def talk(

@@ -159,7 +159,8 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
             return await unless(Once(), running)
         except CancelledError:
             declaring.interrupted = True
-            return await running  # to the end of the step that is under way: only then is it known what is there
+            await running  # to the end of the step that is under way: only then is it known what is there
+            return declaring.steps
 
     signals: list[int] = []
     steps = talk(choose(asked), work, lambda text, code: _end_wrong([(text, code)], as_json), signals.append)

@@ -39,8 +39,8 @@ _ENVIRONMENT = (
 )
 
 _PLACES = (
-    "Strings may hold ${NAME}, ${NAME:default}, ${file:PATH} and ${credential:NAME}: a variable of the environment, the text "
-    "of a file, a credential of systemd's. Times are seconds. Unknown keys are errors. `rpcd check` tells all mistakes."
+    "Strings may hold ${NAME}, ${NAME:default}, ${file:PATH} and ${credential:NAME}: a variable of the environment, the "
+    "text of a file, a credential of systemd's. Times are seconds. Unknown keys are errors. `rpcd check` tells all mistakes."
 )
 
 
@@ -137,7 +137,7 @@ def _config() -> Iterator[str]:
     )
     yield from _table(settings.Settings, ())
     yield ".SH EXAMPLE"
-    example = '[queues.orders]\n\n[consumers.orders]\nqueue = "orders"\nhandler = "shop.orders:PlaceOrder"\nworkers = 8'
+    example = '[queues.orders]\n[consumers.orders]\nqueue = "orders"\nhandler = "shop.orders:PlaceOrder"\nworkers = 8'
     yield from (".PP", ".nf", ".RS", escaped(example), ".RE", ".fi")
     yield from _section("SEE ALSO", ["rpcd(1), rpcd-check(1), rpcd-declare(1), twistd(1)"])
 

@@ -23,6 +23,9 @@ def run(config: str | None, logfile: str | None) -> None:
 
     It is the same as `twistd -n --pidfile= rpcd --config FILE`.
 
+    Exit code: 0 if it was stopped, 70 for an internal fault, 75 if it was stopped with unfinished handlers, 77 if the broker
+    refused the login or a permission, 78 if the config is wrong; a handler may choose another one.
+
     Example: rpcd run --config /etc/rpcd/shop.toml
     """
     from twisted.scripts.twistd import run as twistd

@@ -28,6 +28,7 @@ from rpcd.cli.copies import Copy, as_json, readable
 from rpcd.cli.show import end, tell
 from rpcd.config import read
 from rpcd.core.errors import ChannelClosed, ConnectionLost, ConsumerCancelled, ExitCode, ObjectMissing, SettingsError
+from rpcd.core.tables import short
 from rpcd.core.topology import Bind, Declaration, DeclareQueue
 from rpcd.core.wire import Properties
 
@@ -215,6 +216,14 @@ def tail(
 def _of_exchange(exchange: str, keys: tuple[str, ...]) -> list[Bound]:
     if not exchange:
         end(DEFAULT, USAGE)
+    try:
+        short(exchange, "the exchange")
+        for key in keys:
+            short(key, "the routing key")
+    except UnicodeEncodeError:
+        end("an argument is not UTF-8", USAGE)
+    except ValueError as error:
+        end(str(error), USAGE)
     return [Bound(exchange, key) for key in keys or ("#",)]
 
 
