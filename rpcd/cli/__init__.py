@@ -1,5 +1,7 @@
 """`rpcd`: the command for people. Each command is a file of its own; `main` knows them all."""
 
+import inspect
+
 import click
 
 from rpcd import __version__
@@ -26,7 +28,7 @@ def main() -> None:
 
 def _as_typed(command: click.Command) -> click.Command:
     """Keep the examples of a command on lines of their own, as they are to be typed."""
-    command.help = (command.help or "").replace("\n\nExample:", "\n\n\b\nExample:")
+    command.help = inspect.cleandoc(command.help or "").replace("\n\nExample:", "\n\n\b\nExample:")
     return command
 
 

@@ -1,0 +1,126 @@
+"""No mistake of a user ends in a stack trace: every command, with what a tired person may type."""
+
+import itertools
+import pathlib
+
+import pytest
+from command import on_terminal, rpcd
+
+from rpcd.cli import main
+from rpcd.ops.rabbitmq import free_ports
+
+USUAL = {
+    "call": ["q", "{}"],
+    "publish": ["shop", "key", "{}"],
+    "tail": ["shop"],
+    "check": ["--broker"],
+    "declare": [],
+    "run": [],
+    "completion": ["bash"],
+}
+"""What each command needs at least."""
+
+WITH_BROKER = ("call", "publish", "tail", "declare")
+
+URLS = [
+    "",
+    "foo",
+    "amqp://",
+    "amqp://h:0/",
+    "amqp://h:99999/",
+    "amqp://[::1/",
+    "http://localhost",
+    "amqps://127.0.0.1:{port}/",
+    "amqp://127.0.0.1:{port}/",
+    "amqp://u:p@a@b/",
+    "amqp://h/%ff",
+    "amqp://nowhere.invalid/",
+    "amqp://h/?heartbeat=x",
+    "amqp://\udcff/",
+    "amqp://" + "h" * 300 + "/",
+    "amqp://127.0.0.1:{port}/" + "v" * 300,
+]
+
+CONFIGS = {
+    "missing": None,
+    "empty": b"",
+    "binary": b"\x00\xff\xfe",
+    "list": b"consumers = []\n",
+    "deep": b"a = " + b"[" * 5000,
+    "broker": b"broker = 5\n",
+    "url": b"[broker]\nurl = 5\n",
+    "tls": b'[broker]\nurl = "amqps://h/"\n[broker.tls]\nca = "/nowhere.pem"\n',
+    "bracket": b"[\x1b]0;owned\x07\n",
+}
+
+
+def well_told(code: int, text: str) -> None:
+    assert "Traceback" not in text
+    assert "Exception" not in text
+    assert code in (1, 2, 69, 75, 77, 78), text
+    assert text.strip()
+    assert "\x1b" not in text
+
+
+SOME_URLS = ("foo", "amqp://127.0.0.1:{port}/")
+"""What the commands have in common is tried with one of them, and the rest only for where they might differ."""
+
+
+@pytest.mark.parametrize(
+    ("command", "url"), [*(("tail", url) for url in URLS), *itertools.product(("call", "publish", "declare"), SOME_URLS)]
+)
+def test_a_wrong_url_is_told(command: str, url: str, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "rpcd.toml"
+    file.write_text('[queues.q]\n[consumers.q]\nqueue = "q"\nhandler = "shop:handle"\n')
+    given = [*USUAL[command], *(["--config", str(file)] if command == "declare" else [])]
+    (port,) = free_ports(1)
+    done = rpcd(command, *given, "--url", url.format(port=port))
+    well_told(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        *(("declare", name) for name in [*CONFIGS, "directory", "surrogate", "long"]),
+        *itertools.product(("call", "publish", "tail", "check", "run"), ("missing", "broker")),
+    ],
+)
+def test_a_wrong_config_is_told(command: str, name: str, tmp_path: pathlib.Path) -> None:
+    file = {"directory": str(tmp_path), "surrogate": "\udcff", "long": "x" * 5000}.get(name, str(tmp_path / name))
+    if CONFIGS.get(name) is not None:
+        (tmp_path / name).write_bytes(CONFIGS[name] or b"")
+    done = rpcd(command, *USUAL[command], "--config", file)
+    well_told(done.returncode, done.stderr)
+    assert done.returncode == 78
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_wrong_options_are_told(command: str) -> None:
+    for wrong in (["--nowhere"], ["--config"], ["a", "b", "c", "d", "--json=x"], ["--timeout", "x"]):
+        done = rpcd(command, *wrong)
+        well_told(done.returncode, done.stderr)
+        assert done.returncode == 2
+
+
+@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
+def test_help_has_examples_and_exit_codes(command: str) -> None:
+    done = rpcd(*filter(None, [command]), "--help")
+    assert done.returncode == 0
+    assert "Exit code: " in done.stdout
+    assert f"Usage: rpcd{' ' if command else ''}{command}" in done.stdout
+    if not command:
+        return
+    assert "Example: rpcd " in done.stdout
+    examples = [line for line in done.stdout.splitlines() if line.strip().startswith("Example:")]
+    for example in main.commands[command].help.replace("\b", "").split("Example: ")[1:]:  # type: ignore[union-attr]
+        assert any(example.strip() in line for line in examples), "an example is on one line, as it is to be typed"
+    short = rpcd("--help").stdout
+    assert main.commands[command].get_short_help_str(200).rstrip(".") in short
+
+
+def test_a_table_on_a_narrow_terminal_is_readable(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "rpcd.toml"
+    file.write_text('[queues."[bold]q"]\n[consumers.q]\nqueue = "[bold]q"\nhandler = "shop:handle"\n')
+    code, said = on_terminal("declare", "--dry-run", "--config", str(file))
+    assert code == 0
+    assert b"[bold]q" in said
