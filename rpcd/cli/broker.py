@@ -99,10 +99,14 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
+def environment_of(asked: Asked) -> dict[str, str]:
+    """Return the environment to read a config in: --url stands for RABBITMQ_URL."""
+    return {**os.environ, **({"RABBITMQ_URL": asked.url} if asked.url is not None else {})}
+
+
 def choose(asked: Asked) -> Where:
     """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong."""
-    config, url = asked.config, asked.url
-    environment = {**os.environ, **({"RABBITMQ_URL": url} if url is not None else {})}
+    config, url, environment = asked.config, asked.url, environment_of(asked)
     variable = "--url" if url is not None else "RABBITMQ_URL"
     source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
     try:

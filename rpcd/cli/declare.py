@@ -1,6 +1,6 @@
 """`rpcd declare`: make what a config needs on the broker, as an administrator does before a daemon that may not."""
 
-import os
+import signal
 import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ from rpcd.amqp.declare import carry_out
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.rehearsal import shown
 from rpcd.amqp.waiting import Once, WaitTooLong, unless
-from rpcd.cli.broker import SIGNALS, UNAVAILABLE, Asked, Connect, broker_options, choose, talk
+from rpcd.cli.broker import SIGNALS, UNAVAILABLE, Asked, Connect, broker_options, choose, environment_of, talk
 from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble, read
 from rpcd.core.errors import BrokerRefused, ConnectionLost, ExitCode, ObjectMissing, Problem, SettingsError
@@ -143,9 +143,8 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
 
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
-    environment = {**os.environ, **({"RABBITMQ_URL": asked.url} if asked.url is not None else {})}
     try:
-        plan = planned(asked.config, environment)
+        plan = planned(asked.config, environment_of(asked))
     except SettingsError as error:
         _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
     if dry_run:
@@ -165,9 +164,8 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
     signals: list[int] = []
     steps = talk(choose(asked), work, lambda text, code: _end_wrong([(text, code)], as_json), signals.append)
     _print(steps, as_json)
-    stopped = [Step(step.item, step.result) for step in steps if step.result == "skipped: interrupted"]
-    if signals and stopped:
-        end(next(word for number, word in SIGNALS.items() if number == signals[0]), 128 + signals[0])
+    if signals and any(step.result == "skipped: interrupted" for step in steps):
+        end(SIGNALS[signal.Signals(signals[0])], 128 + signals[0])
     sys.exit(max((step.code for step in steps), default=0))
 
 

@@ -21,7 +21,7 @@ from rpcd.amqp.channel import Channel
 from rpcd.amqp.declare import ask, carry_out, open_channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import Once, WaitTooLong
-from rpcd.cli.broker import Asked, Connect, broker_options, choose, talk
+from rpcd.cli.broker import Asked, Connect, broker_options, choose, environment_of, talk
 from rpcd.cli.completion import names
 from rpcd.cli.compose import USAGE
 from rpcd.cli.copies import Copy, as_json, readable
@@ -231,9 +231,8 @@ def _of_queue(name: str, asked: Asked) -> list[Bound]:
     """Return what a queue of the config is bound to; end with 78 if that can't be told, with 2 if it is nothing."""
     if asked.config is None:
         raise click.UsageError("--queue is a queue of a config: give --config FILE.")
-    environment = {**os.environ, **({"RABBITMQ_URL": asked.url} if asked.url is not None else {})}
     try:
-        settings, problems = read(asked.config, environment)
+        settings, problems = read(asked.config, environment_of(asked))
     except SettingsError as error:
         end(str(error), ExitCode.CONFIG)
     wrong = [problem for problem in problems if problem.path.startswith(("queues", "exchanges"))]
