@@ -26,11 +26,11 @@ def problems(
     written = secrets.written_out(raw)
     status = _status(located(path, environment), environment)
     if status is not None:
-        faults = _faults(status, bool(written))
-        if "o-r" in faults:
+        wrong = faults(status, bool(written))
+        if "o-r" in wrong:
             way_out = f"{_chmod(['o-r'], path)}, or keep it elsewhere: ${{credential:NAME}} or ${{file:PATH}}"
             yield Problem("mode", f"{_mode(status)} lets everybody read what is secret: {', '.join(written)}", way_out)
-        changes = {fault: who for fault, who in faults.items() if fault != "o-r"}
+        changes = {fault: who for fault, who in wrong.items() if fault != "o-r"}
         if changes:
             what = f"{_mode(status)} lets {' and '.join(changes.values())} change it, and so choose the code that rpcd runs"
             yield Problem("mode", what, _chmod(changes, path))
@@ -40,10 +40,10 @@ def problems(
         named[Path(key)] = "broker.tls.key"
     for file, where in named.items():
         status = _status(file, environment)
-        faults = _faults(status, secret=True) if status is not None else {}
-        if status is not None and faults:
-            who = " and ".join(dict.fromkeys(faults.values()))
-            yield Problem(where, f"{file} is open to {who} (mode {_mode(status)})", _chmod(faults, str(file)))
+        wrong = faults(status, secret=True) if status is not None else {}
+        if status is not None and wrong:
+            who = " and ".join(dict.fromkeys(wrong.values()))
+            yield Problem(where, f"{file} is open to {who} (mode {_mode(status)})", _chmod(wrong, str(file)))
 
 
 def _status(path: Path, environment: Mapping[str, str]) -> os.stat_result | None:
@@ -58,8 +58,8 @@ def _status(path: Path, environment: Mapping[str, str]) -> os.stat_result | None
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def _faults(status: os.stat_result, secret: bool) -> dict[str, str]:
-    """Return what is to be taken away, in the words of chmod(1), and from whom."""
+def faults(status: os.stat_result, secret: bool) -> dict[str, str]:
+    """Return what is to be taken away from a file, in the words of chmod(1), and from whom."""
     found = {}
     if secret and status.st_mode & stat.S_IROTH:
         found["o-r"] = "everybody"

@@ -12,7 +12,7 @@ from rpcd.core.overlay import SECTIONS, laid, mistakes, names, placed
 from rpcd.core.settings import Broker, Settings
 
 FILE: dict[str, Any] = {
-    "broker": {"url": "amqp://h/own", "password": "p", "tls": {"ca": "a"}},
+    "broker": {"url": "amqp://h/own", "password": "p"},
     "service": {"path": ["a", "b"]},
     "queues": {"orders": {"type": "classic"}},
     "consumers": {"shop": {"queue": "orders", "handler": "a:b", "retry": {"delays": [1, 2], "attempts": 3}}},
@@ -119,11 +119,9 @@ def test_the_virtual_host_is_the_one_asked_for_unless_the_overlay_says_another(
 @pytest.mark.parametrize("environment", [{}, {"RABBITMQ_URL": "amqp://e/env"}])
 def test_without_a_name_the_file_is_as_it_is_without_overlays(environment: dict[str, str]) -> None:
     parsed = with_overlay({"broker": {"username": "u"}, "queues": {"orders": {"type": "nonsense"}}})
-    del parsed["broker"]["tls"]
     found, problems = loaded(parsed, None, environment)
     assert problems == []
     assert attrs.evolve(found, virtual_hosts={}) == load(FILE, environment, lambda _path: "")[0]
-    parsed["broker"]["tls"] = {"ca": "a"}
 
 
 def test_an_overlay_changes_any_section() -> None:
@@ -147,11 +145,7 @@ def test_an_overlay_changes_any_section() -> None:
 
 
 def test_only_the_overlay_that_is_used_is_expanded_and_only_what_it_leaves_of_the_file() -> None:
-    parsed = with_overlay(
-        {"broker": {"password": "${file:x}"}},
-        broker={"password": "${NOWHERE}"},
-        virtual_hosts={},
-    )
+    parsed = with_overlay({"broker": {"password": "${file:x}"}}, broker={"password": "${NOWHERE}"})
     parsed["virtual_hosts"]["dev"] = {"broker": {"password": "${NOWHERE}"}}
     found, problems = loaded(parsed)
     assert (found.broker.password, problems) == ("from file", [])
