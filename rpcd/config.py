@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -21,7 +22,7 @@ from rpcd.core.handler import HandlerError, Target
 from rpcd.core.load import load
 from rpcd.core.outcome import Policy
 from rpcd.core.reply import Replies
-from rpcd.core.routes import Route, lane_key
+from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
 from rpcd.core.settings import Settings
 from rpcd.core.topology import ephemeral, plan_consumer
 from rpcd.importing import check_start, checked_target
@@ -95,32 +96,51 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
     return settings, [plan(settings, name, targets[name]) for name in settings.consumers]
 
 
-def plan(settings: Settings, name: str, handler: Target) -> Plan:
-    """Build the plan of one consumer: its route with everything that is decided at start, and what it declares."""
+def plan(settings: Settings, name: str, handler: Target | Mapping[str, Target]) -> Plan:
+    """Build the plan of one consumer: its routes with everything that is decided at start, and what it declares.
+
+    A namespace has several handlers, each under the exchange (its name in the broker) whose messages it is for.
+    """
     section = settings.consumers[name]
     queue = settings.queue_name(section.queue)
     own = {name for key in settings.queues for name in lint.own_queues(settings, key)}
     replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
     longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
-    route = Route(
+    targets = [handler] if isinstance(handler, Target) else list(handler.values())
+    first = Route(
         consumer=name,
         queue=queue,
-        target=handler,
-        codec=Codec(section.accept, handler.body),
+        target=targets[0],
+        codec=Codec(section.accept, targets[0].body),
         policy=Policy(replies, section.on_error, section.steps, longest),
         clock=time.time,
         max_body=section.max_body,
         config=section.config,
         key=lane_key(section.lock) if section.lock is not None else None,
     )
-    who = Circumstances(name, section.handler or "", socket.gethostname())
+    routes = (
+        first,
+        *(
+            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number)
+            for number, each in enumerate(targets[1:], start=1)
+        ),
+    )
     return Plan(
         name,
         section,
         queue,
         queue or section.queue,
         plan_consumer(settings, name),
-        route,
-        who,
+        routes,
+        Circumstances(name, targets[0].path, socket.gethostname()),
         settings.service.publish_timeout,
+        None if isinstance(handler, Target) else _choice(dict(zip(handler, routes, strict=True))),
     )
+
+
+def _choice(routes: Mapping[str, Route]) -> Choose:
+    """Let the exchange of a message choose among routes; what comes from another one is a bad message."""
+    first = next(iter(routes.values()))
+    nobody = Target("", None, False, False, None, Any)
+    stray = Stray(**{**attrs.asdict(first, recurse=False), "target": nobody, "known": tuple(routes)})
+    return by_exchange(routes, stray)
