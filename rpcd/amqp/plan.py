@@ -32,6 +32,8 @@ class Plan:
     """One for each handler; all share the consumer's policy, and have a lock or none has."""
     who: Circumstances
     publish_timeout: float
+    exchanges: tuple[str, ...] = ()
+    """The exchange that each route is for; none for a consumer with a single handler."""
     choose: Choose | None = None
     """Finds the route of a message on the reactor; None for a consumer with a single handler, which has no choice."""
 
