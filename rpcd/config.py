@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from rpcd import modes
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
 from rpcd.core import lint, overlay
@@ -64,7 +65,8 @@ def structured(
     for index, directory in enumerate(settings.service.path):
         if not Path(directory).is_dir():
             problems.append(Problem(f"service.path[{index}]", f"{directory} is no directory"))
-    return settings, problems
+    problems += modes.problems(raw, path, environment, virtual_host, settings.broker.tls.key)
+    return settings, overlay.placed(problems, raw, virtual_host)
 
 
 def _beside(settings: Settings, place: Path) -> Settings:

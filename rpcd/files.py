@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.expand import CREDENTIALS
 
@@ -14,9 +16,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+YAML = (".yaml", ".yml")
+"""The endings of file names that mean YAML."""
+
 
 def parse(path: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Read a config file and return its tables as they stand; raise SettingsError if it is no valid TOML.
+    """Read a config file and return its tables as they stand; raise SettingsError if it is no valid TOML or YAML.
+
+    A name that ends with .yaml or .yml means YAML, any other TOML.
 
     systemd's copy is read instead of a file that this user may not read; messages go on naming the file itself.
     """
@@ -29,10 +36,30 @@ def parse(path: str, environment: Mapping[str, str]) -> dict[str, Any]:
         raise SettingsError([Problem(path, f"can't be read: {error.strerror}")]) from None
     except UnicodeDecodeError:
         raise SettingsError([Problem(path, "is not UTF-8 text")]) from None
+    return _yaml(path, text) if path.lower().endswith(YAML) else _toml(path, text)
+
+
+def _toml(path: str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SettingsError([Problem(path, f"is not valid TOML: {error}")]) from None
+        way_out = "" if path.endswith(".toml") else "YAML is read from files whose names end with .yaml or .yml"
+        raise SettingsError([Problem(path, f"is not valid TOML: {error}", way_out)]) from None
+
+
+def _yaml(path: str, text: str) -> dict[str, Any]:
+    try:
+        from rpcd import yaml  # noqa: PLC0415  # PyYAML is an extra
+    except ModuleNotFoundError as error:
+        if error.name != "yaml":
+            raise
+        way_out = 'pip install "rpcd[yaml]" (Debian: apt-get install python3-yaml), or write it in TOML'
+        raise SettingsError([Problem(path, "is YAML, and PyYAML is not installed", way_out)]) from None
+    try:
+        return yaml.parse(text)
+    except yaml.YamlError as error:
+        named = [attrs.evolve(each, path=f"{path}: {each.path}" if each.path else path) for each in error.problems]
+        raise SettingsError(named) from None
 
 
 def located(path: str, environment: Mapping[str, str]) -> Path:
@@ -52,7 +79,8 @@ def stale(path: str, environment: Mapping[str, str]) -> Problem | None:
     return Problem(
         path,
         "can't be read by this user, and systemd's copy of it is as old as this process",
-        "restart the unit (systemctl restart), or keep secrets out of the file (${credential:...}) and let everybody read it",
+        "restart the unit (systemctl restart), or keep secrets out of the file (${credential:...}) and let everybody "
+        "read it",
     )
 
 

@@ -112,7 +112,8 @@ def _exact(kind: type, wanted: str) -> Callable[[Any, Any], Any]:
     def hook(value: Any, _target: Any) -> Any:
         if type(value) is not kind:
             got = "a number" if kind is str and type(value) in (int, float) else _shown(value)  # it may be a password
-            raise ValueError(f"expected {wanted}, got {got}")
+            hint = " (an empty one is {})" if kind is dict and value is None else ""
+            raise ValueError(f"expected {wanted}, got {got}{hint}")
         return value
 
     return hook
@@ -146,7 +147,7 @@ def _word(value: Any, target: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """Show a value of the config by its kind, and by itself only where it can be no secret."""
-    kinds: dict[Any, str] = {str: "a string", dict: "a table", list: "an array"}
+    kinds: dict[Any, str] = {str: "a string", dict: "a table", list: "an array", type(None): "nothing"}
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value) if isinstance(value, int | float) else kinds.get(type(value), f"a {type(value).__name__}")
