@@ -26,7 +26,7 @@ from rpcd.core.registration import PLACE, Registered, clashes, registered, secti
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
 from rpcd.core.settings import Settings
-from rpcd.core.topology import ephemeral, plan_consumer
+from rpcd.core.topology import Bind, Declaration, ephemeral, plan_consumer
 from rpcd.files import parse
 from rpcd.importing import check_start, checked_target, imported
 from rpcd.namespaces import bound, find
@@ -102,13 +102,26 @@ def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None
             check_start(settings.service.on_start)
         except HandlerError as error:
             problems.append(Problem("service.on_start", str(error)))
-    problems = [traced(each, overlay.laid(raw, virtual_host), found) for each in problems]
+    laid = overlay.laid(raw, virtual_host)
+    problems = [traced(each, laid, found) for each in problems]
     problems = overlay.placed(problems, raw, virtual_host)
     if problems:
         raise SettingsError(
             [each if each.path.startswith(PLACE) else attrs.evolve(each, path=f"{path}: {each.path}") for each in problems]
         )
-    return settings, [plan(settings, name, handlers[name]) for name in settings.consumers]
+    return settings, [_located(plan(settings, name, handlers[name]), laid, found) for name in settings.consumers]
+
+
+def _located(plan: Plan, raw: Mapping[str, Any], found: list[Registered]) -> Plan:
+    """Let the broker's refusals name the decorator or the namespace that asked for a binding, where the file does not."""
+    own = set(overlay.paths(raw))
+    declarations: list[Declaration] = []
+    for item in plan.declarations:
+        path = traced(Problem(item.path, ""), raw, found).path
+        if plan.exchanges and isinstance(item, Bind) and path not in own:
+            path = f"consumers.{plan.name}.namespace"
+        declarations.append(attrs.evolve(item, path=path))
+    return attrs.evolve(plan, declarations=declarations)
 
 
 def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:

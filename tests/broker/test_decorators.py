@@ -80,3 +80,13 @@ def test_a_wrong_decorator_ends_the_daemon_as_a_wrong_config_does(
     assert daemon.wait() == 78
     assert re.search(said, daemon.output, re.MULTILINE)
     assert "Traceback" not in daemon.output
+
+
+def test_an_exchange_that_is_not_there_is_waited_for_and_told_with_the_decorator_that_wants_it(
+    start: StartDaemon, peer: Peer
+) -> None:
+    daemon = start(CONFIG.replace("[exchanges.shop]", ""), EVENTS, wait=False)
+    daemon.wait_for("@message_handler handlers_of_test:changed, bindings.0.: the broker refused .*; waiting for it")
+    peer.channel.exchange_declare("shop", "topic", durable=True)
+    daemon.ready()
+    assert peer.call("stock", {}, "shop").json["success"] is True

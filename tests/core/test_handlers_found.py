@@ -88,7 +88,7 @@ def test_registrations_become_queues_and_consumers(assembled: Assemble) -> None:
     assert changed.routes[0].make_handler()[0](Message()) == {"dsn": "s3"}
     assert changed.who.handler == "shop.events:Changed"
     assert [item for item in changed.declarations if isinstance(item, Bind | DeclareExchange)] == [
-        Bind("queues.shop.events.Changed.bindings[0]", "shop.events.Changed", "shop", key, {})
+        Bind("@message_handler shop.events:Changed, bindings[0]", "shop.events.Changed", "shop", key, {})
         for key in ("order.*", "stock.#")
     ]
     assert (paid.name, paid.queue, paid.section.retry.delays) == ("payments", "payments", [1])
@@ -298,9 +298,9 @@ def test_sections_say_what_an_exchange_is(assembled: Assemble) -> None:
     assert [(item.name, item.type) for item in plan.declarations if isinstance(item, DeclareExchange)] == [
         ("prod.server", "fanout")
     ]
-    assert [(item.exchange, item.routing_key) for item in plan.declarations if isinstance(item, Bind)] == [
-        ("amq.topic", "more"),
-        ("prod.server", "node1"),
+    assert [(item.path, item.exchange, item.routing_key) for item in plan.declarations if isinstance(item, Bind)] == [
+        ("queues.node1.bindings[0]", "amq.topic", "more"),
+        ("consumers.cluster.namespace", "prod.server", "node1"),
     ]
 
 
