@@ -22,7 +22,7 @@ from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
 from rpcd.core.load import load
 from rpcd.core.outcome import Policy
-from rpcd.core.registration import PLACE, Registered, clashes, registered, sections, traced
+from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
 from rpcd.core.settings import Settings
@@ -143,7 +143,7 @@ def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:
                     where, f"{name} registers no handler", "mark one with @rpcd.message_handler, or leave the module out"
                 )
             )
-    return registered(modules), problems
+    return [placed(each, settings) for each in registered(modules)], problems
 
 
 def _handlers(settings: Settings) -> tuple[dict[str, Handlers], list[Problem]]:

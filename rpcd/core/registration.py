@@ -4,7 +4,6 @@ The decorator only marks its object. What an operator names in `[service] module
 names become sections of the config, under those of the file: whatever the file says of the same queue or consumer wins.
 """
 
-import copy
 import difflib
 import sys
 import types
@@ -45,6 +44,8 @@ class Registered:
     registration: Registration
     path: str
     """Where the object is: package.module:Name."""
+    section: str = ""
+    """The [queues] section of its queue, once the file has been looked into."""
 
     @property
     def queue(self) -> str:
@@ -80,6 +81,10 @@ def message_handler(
     def mark(decorated: ObjectT) -> ObjectT:
         if not callable(decorated):
             raise TypeError(f"@message_handler: a handler is a function or a class, not of type {type(decorated).__name__}")
+        known_as = str(getattr(decorated, "__qualname__", ""))
+        within, dot, _ = known_as.rpartition(".")
+        if dot and not within.endswith("<locals>"):  # nobody would find it there, and a method wants a `self`
+            raise TypeError(f"@message_handler: {known_as} is inside a class; decorate the class, or a function")
         try:
             setattr(decorated, MARK, (*marks(decorated), registration))
         except (AttributeError, TypeError):
@@ -130,7 +135,7 @@ def registered(modules: Iterable[types.ModuleType]) -> list[Registered]:
     found: list[Registered] = []
     seen: set[int] = set()
     for module in modules:
-        for name, value in list(vars(module).items()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
             if (said := marks(value)) and id(value) not in seen:
                 seen.add(id(value))
                 found += [Registered(each, _home(value) or f"{module.__name__}:{name}") for each in said]
@@ -171,25 +176,33 @@ def _place(each: Registered, setting: str = "") -> str:
     return f"{PLACE}{each.path}" + (f", {setting}" if setting not in ("", "handler") else "")
 
 
+def placed(each: Registered, settings: Settings) -> Registered:
+    """Return a registration with the section of its queue: what the file says, if it says anything."""
+    consumer = settings.consumers.get(each.name)
+    if consumer is not None:
+        return attrs.evolve(each, section=consumer.queue)
+    named = [key for key in settings.queues if settings.queue_name(key) == each.queue]
+    return attrs.evolve(each, section=each.queue if each.queue in settings.queues or not named else named[0])
+
+
 def sections(raw: Mapping[str, Any], found: Iterable[Registered]) -> dict[str, Any]:
     """Return a parsed config with the sections of registrations added under its own, which is left as it is."""
-    tree = copy.deepcopy(dict(raw))
+    tree: dict[str, Any] = _copied(raw)
     for each in found:
-        key = queue_key(tree, each)
-        binding = {"exchange": each.registration.exchange, "routing_keys": list(each.registration.routing_keys)}
-        consumer = {"queue": key, "handler": each.path, **each.registration.settings}
-        _put_under(tree, {"queues": {key: {"bindings": [binding]}}, "consumers": {each.name: consumer}})
+        binding = {"exchange": each.registration.exchange, "routing_keys": each.registration.routing_keys}
+        _put_under(tree, {"queues": {each.section: {"bindings": [binding]}}, "consumers": {each.name: _consumer(each)}})
     return tree
 
 
-def queue_key(raw: Mapping[str, Any], each: Registered) -> str:
-    """Return the name of the [queues] section of a registration's queue, which may have another name than the queue."""
-    queues = raw.get("queues")
-    if isinstance(queues, dict) and each.queue not in queues:
-        for key, section in queues.items():
-            if isinstance(section, dict) and section.get("name") == each.queue:
-                return str(key)
-    return each.queue
+def _consumer(each: Registered) -> dict[str, Any]:
+    return {"queue": each.section, "handler": each.path, **each.registration.settings}
+
+
+def _copied(value: Any) -> Any:
+    """Copy tables and arrays, as a file has them; what a config holds besides may be anything, and stays itself."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _put_under(upper: dict[str, Any], lower: Mapping[str, Any]) -> None:
@@ -198,7 +211,7 @@ def _put_under(upper: dict[str, Any], lower: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(upper.get(key), dict):
             _put_under(upper[key], value)
         elif key not in upper:
-            upper[key] = copy.deepcopy(value)
+            upper[key] = _copied(value)
 
 
 def traced(problem: Problem, raw: Mapping[str, Any], found: Iterable[Registered]) -> Problem:
@@ -206,11 +219,10 @@ def traced(problem: Problem, raw: Mapping[str, Any], found: Iterable[Registered]
     kind, _, rest = problem.path.partition(".")
     said: dict[str, tuple[Registered, Mapping[str, Any]]] = {}
     for each in found:
-        key = queue_key(raw, each)
         if kind == "consumers":
-            said.setdefault(each.name, (each, {"queue": key, "handler": each.path, **each.registration.settings}))
+            said.setdefault(each.name, (each, _consumer(each)))
         elif kind == "queues":
-            said.setdefault(key, (each, {"bindings": ()}))
+            said.setdefault(each.section, (each, {"bindings": ()}))
     file = _table(raw.get(kind))
     fitting = [name for name in (*said, *map(str, file)) if rest == name or rest.startswith((f"{name}.", f"{name}["))]
     name = max(fitting, key=len, default="")  # one name may begin like another

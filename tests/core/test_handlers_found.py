@@ -118,6 +118,13 @@ def test_the_file_and_its_overlay_win_over_the_decorator(assembled: Assemble) ->
     assert not [item for item in paid.declarations if isinstance(item, Bind)]
 
 
+def test_a_consumer_that_the_file_moves_to_another_queue_takes_its_bindings_along(assembled: Assemble) -> None:
+    config = MODULES + '[queues.mine]\n[virtual_hosts.staging.consumers.payments]\nqueue = "mine"\n'
+    settings, (_, paid) = assembled(config, {"shop/events.py": EVENTS}, virtual_host="staging")
+    assert [(item.queue, item.routing_key) for item in paid.declarations if isinstance(item, Bind)] == [("mine", "paid")]
+    assert sorted(settings.queues) == ["mine", "shop.events.Changed"]
+
+
 def test_a_file_that_names_the_module_twice_registers_once(assembled: Assemble) -> None:
     files = {"shop/events.py": EVENTS, "shop/__init__.py": "from shop.events import Changed, paid\n"}
     _, plans = assembled('[service]\nmodules = ["shop", "shop.events", "shop.events"]\n', files)

@@ -2,14 +2,17 @@
 
 import functools
 import re
+import threading
 import types
 from typing import Any
 
+import attrs
 import pytest
+from sections import built
 
 import rpcd
 from rpcd.core.errors import Problem
-from rpcd.core.registration import Registered, Registration, marks, queue_key, registered, sections, traced
+from rpcd.core.registration import Registered, Registration, marks, placed, registered, sections, traced
 
 
 def module(**members: Any) -> types.ModuleType:
@@ -117,6 +120,15 @@ def test_what_cannot_be_a_handler_cannot_be_marked(value: Any, said: str) -> Non
         rpcd.message_handler("a", exchange="shop")(value)
 
 
+def test_nothing_inside_a_class_can_be_marked_for_nobody_would_find_it() -> None:
+    with pytest.raises(TypeError, match=r"Outer\.method is inside a class; decorate the class, or a function"):
+
+        class Outer:
+            @rpcd.message_handler("a", exchange="shop")
+            def method(self, message: Any) -> None:
+                """Handle a message."""
+
+
 # Finding ------------------------------------------------------------------------------------------
 
 
@@ -161,7 +173,8 @@ def test_queue_and_consumer_are_named_after_module_and_function_or_as_it_is_said
 
 
 def found(queue: str | None = None, path: str = "shop:changed", **settings: Any) -> Registered:
-    return Registered(Registration(("order.*", "stock"), "shop", queue, None, settings), path)
+    each = Registered(Registration(("order.*", "stock"), "shop", queue, None, settings), path)
+    return attrs.evolve(each, section=each.queue)
 
 
 def test_a_registration_becomes_a_queue_with_its_bindings_and_a_consumer() -> None:
@@ -197,12 +210,28 @@ def test_what_the_code_gave_is_not_changed_by_the_file() -> None:
     assert said.registration.settings == {"config": {"hosts": ["a"]}}
 
 
-def test_a_section_of_another_name_that_names_the_queue_is_its_section() -> None:
-    raw = {"queues": {"mine": {"name": "orders", "type": "classic"}, "odd": 5}}
-    merged = sections(raw, [found("orders")])
-    assert list(merged["queues"]) == ["mine", "odd"]
-    assert merged["consumers"]["orders"]["queue"] == "mine"
-    assert queue_key({"queues": 5}, found("orders")) == "orders"
+@pytest.mark.parametrize(
+    ("file", "section"),
+    [
+        ({}, "orders"),
+        ({"queues": {"mine": {"name": "orders"}}}, "mine"),
+        ({"queues": {"mine": {"name": "orders"}, "orders": {"name": "other"}}}, "orders"),
+        ({"queues": {"mine": {}}, "consumers": {"orders": {"queue": "mine"}}}, "mine"),
+    ],
+)
+def test_the_file_may_have_another_section_for_the_queue(file: dict[str, Any], section: str) -> None:
+    each = placed(found("orders"), built(file))
+    assert each.section == section
+    merged = sections({}, [each])
+    assert list(merged["queues"]) == [section]  # and no other one, which would be bound, and consumed by nobody
+    assert merged["consumers"]["orders"]["queue"] == section
+
+
+def test_a_config_may_hold_what_no_file_can_say() -> None:
+    lock = threading.Lock()
+    merged = sections({}, [found(config={"lock": lock}, retry={"delays": (1, 2)})])["consumers"]["shop.changed"]
+    assert merged["config"]["lock"] is lock
+    assert merged["retry"] == {"delays": [1, 2]}
 
 
 def test_what_is_no_table_is_left_for_the_loader_to_complain_of() -> None:
