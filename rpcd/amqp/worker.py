@@ -57,7 +57,10 @@ class Worker:
         self.job = job
 
     def equip(self) -> bool:
-        """Make the handlers that are missing, however often it takes; return False if it is time to end before that."""
+        """Make the handlers that are missing, however often it takes; return False if it is time to end before that.
+
+        Until all are made the worker takes nothing: a handler that can't be made is told, not passed over.
+        """
         self.equipped = all(self._make(route) for route in self._routes if self.handlers[route.number] is None)
         return self.equipped
 
