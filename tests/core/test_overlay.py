@@ -3,13 +3,15 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpcd.core.errors import Problem
 from rpcd.core.load import load
 from rpcd.core.overlay import SECTIONS, laid, mistakes, names, placed
 from rpcd.core.settings import Broker, Settings
+
+PROPERTY = settings(max_examples=30, deadline=None)
 
 FILE: dict[str, Any] = {
     "broker": {"url": "amqp://h/own", "password": "p"},
@@ -60,6 +62,7 @@ TREES = st.recursive(
 TABLES = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
 
 
+@PROPERTY
 @given(TABLES, TABLES)
 def test_laying_over_changes_neither_and_laying_over_twice_is_laying_over_once(under: Any, over: Any) -> None:
     before = copy.deepcopy((under, over))
