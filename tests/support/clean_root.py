@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from rpcd.ops.rabbitmq import PrivateNode
@@ -89,9 +89,8 @@ class Root:
             line.split("=", 1) for line in pathlib.Path("/etc/os-release").read_text().splitlines() if "=" in line
         )
         suite = release["VERSION_CODENAME"].strip('"')
-        sources = [
-            line.split() for line in run("apt-get", "indextargets", "--format", TARGET, "Created-By: Packages").splitlines()
-        ]
+        told = run("apt-get", "indextargets", "--format", TARGET, "Created-By: Packages", "Origin: Debian")
+        sources = map(str.split, told.splitlines())
         wanted = {(uri, of, component) for uri, of, component in sources if of == suite or of.startswith(f"{suite}-")}
         mirror = next((uri for uri, of, _ in wanted if of == suite), None)
         check(mirror, f"apt knows no source for {suite}: this makes a root of the Debian that it runs on")
@@ -105,14 +104,14 @@ class Root:
         run("mount", "-t", "proc", "proc", self.directory / "proc")
         run("mount", "--rbind", "/dev", self.directory / "dev")
 
-    def command(self, *words: object, uid: int = 0, **environment: str) -> list[str]:
+    def command(self, *words: object, environment: Mapping[str, str], uid: int = 0) -> list[str]:
         variables = [f"{name}={value}" for name, value in {**ENVIRONMENT, **environment}.items()]
         user = f"--reuid={uid} --regid={uid} --clear-groups --no-new-privs --bounding-set=-all".split()
         less = ["setpriv", *user] if uid else []
         return ["chroot", str(self.directory), "env", "-i", *variables, *less, *map(str, words)]
 
     def run(self, *words: object, **environment: str) -> str:
-        return run(*self.command(*words, **environment))
+        return run(*self.command(*words, environment=environment))
 
     def apt(self, *words: object) -> str:
         return self.run("apt-get", "--yes", "--no-install-recommends", *words)
@@ -189,7 +188,7 @@ def daemon(root: Root, url: str) -> Iterator[subprocess.Popen[str]]:
         listening.settimeout(0)
         address.chmod(0o666)
         words = ("/usr/lib/rpcd/bin/twistd", "-n", "--pidfile=", "rpcd", "--config", "/etc/rpcd/shop.toml")
-        command = root.command(*words, uid=NOBODY, RABBITMQ_URL=url, NOTIFY_SOCKET="/run/notify")
+        command = root.command(*words, uid=NOBODY, environment={"RABBITMQ_URL": url, "NOTIFY_SOCKET": "/run/notify"})
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         stack.callback(process.kill)
         told = []
@@ -224,7 +223,7 @@ def consume(root: Root, url: str) -> None:
 def neighbours(root: Root, url: str) -> None:
     """Debian's own packages of the same names are installed beside it, and make no difference."""
     root.apt("install", "python3-twisted", "python3-zope.interface", "python3-pika", "python3-yaml")
-    modules = "pika twisted zope.interface OpenSSL msgspec attr".split()
+    modules = ["pika", "twisted", "zope.interface", "OpenSSL", "msgspec", "attr"]
     told = f"import {', '.join(modules)}; print({', '.join(f'{name}.__file__' for name in modules)})"
     used = root.run("/usr/lib/rpcd/bin/python", "-c", told)
     check(all(file.startswith("/usr/lib/rpcd/") for file in used.split()), f"the package uses {used}")
