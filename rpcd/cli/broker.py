@@ -21,7 +21,7 @@ from rpcd.amqp.plan import connection_name
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
 from rpcd.cli.show import end
-from rpcd.config import CONFIG, read
+from rpcd.config import CONFIG, VIRTUAL_HOST, read
 from rpcd.core import settings
 from rpcd.core.address import Address, AddressError, address
 from rpcd.core.errors import (
@@ -74,14 +74,21 @@ class Asked:
 
     config: str | None
     url: str | None
+    virtual_host: str | None
 
 
 CONFIG_FILE = click.Path()  # not checked here: what is wrong with a config is told in one way by all
 """The type of --config: a shell completes it as the name of a file."""
 
 
+def virtual_host_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --virtual-host to a command that reads a config."""
+    said = f"Lay the config's [virtual_hosts.NAME] over its other sections; {VIRTUAL_HOST} if not given."
+    return click.option("--virtual-host", metavar="NAME", envvar=VIRTUAL_HOST, help=said)(command)
+
+
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --config and --url to a command, and hand it both as one argument, `asked`."""
+    """Add --config, --url and --virtual-host to a command, and hand it all as one argument, `asked`."""
 
     @click.option(
         "-c",
@@ -92,9 +99,10 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"Take [broker] from this config; {CONFIG} if not given.",
     )
     @click.option("--url", metavar="URL", help="The broker (amqp://...); wins over RABBITMQ_URL and the config.")
+    @virtual_host_option
     @functools.wraps(command)
-    def with_options(*arguments: Any, config: str | None, url: str | None, **options: Any) -> Any:
-        return command(*arguments, asked=Asked(config, url), **options)
+    def with_options(*arguments: Any, config: str | None, url: str | None, virtual_host: str | None, **options: Any) -> Any:
+        return command(*arguments, asked=Asked(config, url, virtual_host), **options)
 
     return with_options
 
@@ -105,8 +113,11 @@ def environment_of(asked: Asked) -> dict[str, str]:
 
 
 def choose(asked: Asked) -> Where:
-    """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong."""
-    config, url, environment = asked.config, asked.url, environment_of(asked)
+    """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong.
+
+    --virtual-host lays its overlay over the config; it wins over the virtual host in the URL.
+    """
+    config, url, virtual_host, environment = asked.config, asked.url, asked.virtual_host, environment_of(asked)
     variable = "--url" if url is not None else "RABBITMQ_URL"
     source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
     try:
@@ -115,8 +126,8 @@ def choose(asked: Asked) -> Where:
         end(f"RABBITMQ_HEARTBEAT: {error}", ExitCode.CONFIG)
     try:
         if config is not None:
-            return Where(address(_section(config, environment, variable), beat), source)
-        usual = settings.Broker()
+            return Where(address(_section(config, environment, variable, virtual_host), beat), source)
+        usual = settings.Broker(virtual_host=virtual_host)
         return Where(address(attrs.evolve(usual, url=environment.get("RABBITMQ_URL", usual.url)), beat), source)
     except SettingsError as error:
         end(str(error), ExitCode.CONFIG)
@@ -124,12 +135,15 @@ def choose(asked: Asked) -> Where:
         end(f"{source}: {error}", ExitCode.CONFIG)
 
 
-def _section(config: str, environment: dict[str, str], variable: str) -> settings.Broker:
+def _section(config: str, environment: dict[str, str], variable: str, virtual_host: str | None) -> settings.Broker:
     """Read [broker] of a config; `variable` is what the user knows RABBITMQ_URL by."""
-    found, problems = read(config, environment)
-    wrong = [problem for problem in problems if problem.path.startswith(("broker", "RABBITMQ"))]
+    found, problems = read(config, environment, virtual_host)
+    overlay = f"virtual_hosts.{virtual_host}"
+    wrong = [each for each in problems if each.path.startswith(("broker", "mode", "RABBITMQ", f"{overlay}.broker"))]
+    wrong += [each for each in problems if each.path == overlay]
     if wrong:
-        raise SettingsError([attrs.evolve(each, path=variable) if each.path == "RABBITMQ_URL" else each for each in wrong])
+        places = {each: variable if each.path == "RABBITMQ_URL" else f"{config}: {each.path}" for each in wrong}
+        raise SettingsError([attrs.evolve(each, path=place) for each, place in places.items()])
     return found.broker
 
 

@@ -26,7 +26,7 @@ def names(section: str) -> Complete:
         if not config:
             return []
         try:
-            found, _problems = read(config, os.environ)
+            found, _problems = read(config, os.environ, context.params.get("virtual_host"))
         except (SettingsError, OSError, ValueError):
             return []
         known = {"exchanges": found.exchange_name, "queues": found.queue_name}.get(section, str)

@@ -144,7 +144,7 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
     try:
-        plan = planned(asked.config, environment_of(asked))
+        plan = planned(asked.config, environment_of(asked), asked.virtual_host)
     except SettingsError as error:
         _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
     if dry_run:
@@ -169,15 +169,15 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
     sys.exit(max((step.code for step in steps), default=0))
 
 
-def planned(config: str | None, environment: dict[str, str]) -> list[Declaration]:
+def planned(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> list[Declaration]:
     """Return all that a config declares, whatever it says about `declare`; raise SettingsError with every problem."""
     if config is None:
         raise SettingsError([Problem("--config", "no config file", f"give --config FILE, or set {CONFIG}")])
-    settings, problems = read(config, environment)
+    settings, problems = read(config, environment, virtual_host)
     if problems:
         raise SettingsError([Problem(f"{config}: {each.path}", each.what, each.remedy) for each in problems])
     if settings.service.modules or any(each.namespace for each in settings.consumers.values()):
-        settings, _plans = assemble(config, environment)  # only imports tell what these need
+        settings, _plans = assemble(config, environment, virtual_host)  # only imports tell what these need
     return declarations(attrs.evolve(settings, service=attrs.evolve(settings.service, declare=True)))
 
 

@@ -232,7 +232,7 @@ def _of_queue(name: str, asked: Asked) -> list[Bound]:
     if asked.config is None:
         raise click.UsageError("--queue is a queue of a config: give --config FILE.")
     try:
-        settings, problems = read(asked.config, environment_of(asked))
+        settings, problems = read(asked.config, environment_of(asked), asked.virtual_host)
     except SettingsError as error:
         end(str(error), ExitCode.CONFIG)
     wrong = [problem for problem in problems if problem.path.startswith(("queues", "exchanges"))]

@@ -61,6 +61,7 @@ class Authority:
         title = file if file is not None else f"{self.name}-{name}"
         files = self.directory / f"{title}.pem", self.directory / f"{title}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].touch(0o600)
         files[1].write_bytes(
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
