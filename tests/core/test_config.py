@@ -147,7 +147,7 @@ def test_a_config_becomes_one_plan_a_consumer(assembled: Any) -> None:
     assert shop.section is settings.consumers["shop"]
     assert shop.declarations == plan_consumer(settings, "shop")
     assert (shop.who.consumer, shop.who.handler) == ("shop", "shop_handlers.PlaceOrder")
-    route = shop.route
+    (route,) = shop.routes
     assert (route.consumer, route.queue, route.max_body, route.config) == (
         "shop",
         "company-orders",
@@ -166,15 +166,15 @@ def test_a_config_becomes_one_plan_a_consumer(assembled: Any) -> None:
         "live",
         "live.archive",
     }
-    assert live.route.policy.longest == 60
+    assert live.routes[0].policy.longest == 60
 
 
 def test_the_route_of_a_plan_carries_a_message_to_its_handler(assembled: Any) -> None:
     _, (plan,) = assembled(PLAIN.replace(":handle", ":PlaceOrder") + 'lock = "body.customer"\nconfig = { dsn = "x" }\n')
-    handler, _ = plan.route.make_handler()
+    handler, _ = plan.routes[0].make_handler()
     message = Message[Any](payload=b'{"customer": "ann"}')
-    plan.route.open(message)
-    assert (message.body.customer, plan.route.key(message), handler(message)) == ("ann", "ann", {"dsn": "x"})
+    plan.routes[0].open(message)
+    assert (message.body.customer, plan.routes[0].key(message), handler(message)) == ("ann", "ann", {"dsn": "x"})
 
 
 def test_what_the_file_says_is_what_the_settings_say(write: Write) -> None:
@@ -265,7 +265,7 @@ def test_an_expansion_of_a_file_that_cannot_be_read_is_a_problem(write: Write, v
 
 def test_certificates_that_cannot_be_used_are_problems(write: Write, folder: pathlib.Path) -> None:
     write("ca.pem", "no certificate")
-    write("key.pem", "no key")
+    write("key.pem", "no key").chmod(0o600)
     path = write(
         "rpcd.toml",
         f"""

@@ -21,7 +21,13 @@ class Daemon:
     """One running daemon; everything that it prints is in `lines`."""
 
     def __init__(
-        self, config: pathlib.Path, url: str | None, *, arguments: tuple[str, ...] = (), **environment: str
+        self,
+        config: pathlib.Path,
+        url: str | None,
+        *,
+        arguments: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        **environment: str,
     ) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
@@ -29,7 +35,7 @@ class Daemon:
         if url is not None:
             env["RABBITMQ_URL"] = url
         self.process = subprocess.Popen(
-            [str(TWISTD), "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config)],
+            [str(TWISTD), "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config), *options],
             env=env,
             cwd=config.parent,
             stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import attrs
 import pytest
@@ -67,6 +68,52 @@ def test_the_readmes_shop_works_as_it_says(shop: pathlib.Path, url: str, peer: P
     daemon.kill()
 
 
+@pytest.fixture
+def start_at(url: str) -> Iterator[Callable[[pathlib.Path], Daemon]]:
+    """Start a daemon from a config file, and end it with the test."""
+    running: list[Daemon] = []
+
+    def begin(config: pathlib.Path) -> Daemon:
+        running.append(Daemon(config, url))
+        return running[-1].ready()
+
+    yield begin
+    for daemon in running:
+        daemon.kill()
+
+
+def test_the_readmes_decorator_works_as_it_says(
+    tmp_path: pathlib.Path, start_at: Callable[[pathlib.Path], Daemon], peer: Peer
+) -> None:
+    (tmp_path / "events.py").write_text(block("python", "# events.py"))
+    (said,) = re.findall(r"`\[service\] (modules = .*?)`", README)
+    config = tmp_path / "events.toml"
+    config.write_text(f'[service]\npath = ["."]\n{said}\n[exchanges.shop]\n[consumers."events.changed"]\nworkers = 3\n')
+    daemon = start_at(config)
+    assert "consuming with 3 workers" in daemon.output
+    for key in ("order.placed", "stock.tea.green"):
+        peer.publish(key, {}, "shop")
+        daemon.wait_for(f"changed: {key}")
+    assert peer.exists("events.changed.retry.60000")
+    assert daemon.stop() == 0
+
+
+def test_the_readmes_namespace_works_as_it_says(
+    tmp_path: pathlib.Path, start_at: Callable[[pathlib.Path], Daemon], peer: Peer
+) -> None:
+    handlers = tmp_path / "acme/handlers"
+    handlers.mkdir(parents=True)
+    source = block("python", "# acme/handlers/server_create.py")
+    (handlers / "server_create.py").write_text(source)
+    (handlers / "server_delete.py").write_text(source.replace("created", "deleted"))
+    (tmp_path / "cluster.toml").write_text(block("toml", "# cluster.toml"))
+    daemon = start_at(tmp_path / "cluster.toml")
+    assert peer.call("node1", {"name": "a"}, "server-create").json["data"] == {"created": "a"}
+    assert peer.call("node1", {"name": "b"}, "server-delete").json["data"] == {"deleted": "b"}
+    assert peer.call("node1", {"name": "c"}).json["data"]["place"] == "exchange"
+    assert daemon.stop() == 0
+
+
 def test_the_readmes_test_of_a_handler_works(shop: pathlib.Path) -> None:
     (line,) = re.findall(r"In a test: `(.*)`", README)
     code = f"import rpcd\nfrom shop import PlaceOrder\nprint({line})"
@@ -77,7 +124,7 @@ def test_the_readmes_test_of_a_handler_works(shop: pathlib.Path) -> None:
 def uncommented() -> str:
     """Return the sample with every commented-out setting switched on."""
     lines = SAMPLE.read_text().splitlines()
-    return "\n".join(re.sub(r"^# (\[[\w.]+\]|\w+ = )", r"\1", line) for line in lines)
+    return "\n".join(re.sub(r"^# (\[[\w.]+\]|[\w.]+ = )", r"\1", line) for line in lines)
 
 
 def test_the_sample_is_right_as_it_stands() -> None:
@@ -122,6 +169,23 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
         assert set(settings.sentences(section)) <= named, section
         assert defaults_told(text, section) == []
     assert found.consumers["orders"].window == 2
+    for section in settings.sentences(settings.Settings):
+        assert re.search(rf"^(?:# )?\[{section}[.\]]", SAMPLE.read_text(), re.MULTILINE), section
+
+
+def test_the_samples_overlay_is_right(tmp_path: pathlib.Path) -> None:
+    whole = tmp_path / "whole.toml"
+    whole.write_text(SAMPLE.read_text() + overlay_of_sample())
+    (tmp_path / "rabbitmq-staging").write_text("secret")
+    found, problems = read(str(whole), {"CREDENTIALS_DIRECTORY": str(tmp_path)}, "staging")
+    assert problems == []
+    assert (found.broker.username, found.broker.password, found.broker.virtual_host) == ("staging", "secret", "staging")
+    assert found.consumers["orders"].workers == 2
+
+
+def overlay_of_sample() -> str:
+    """Return the sample's [virtual_hosts.staging], switched on."""
+    return uncommented()[uncommented().index("[virtual_hosts.staging]") :]
 
 
 def test_the_demonstration_plays_its_five_scenes_and_leaves_nothing_running(tmp_path: pathlib.Path) -> None:
