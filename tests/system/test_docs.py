@@ -1,0 +1,82 @@
+"""The documentation: it is built without warnings, and every example on every page does what it says."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from pages import Block, Reader, blocks
+
+from rpcd.core.load import load
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "generated"} & set(page.parts))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The documentation as HTML, built as a reader of CONTRIBUTING would; a warning is an error."""
+    place = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", place / "trees", DOCS, place]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def test_the_documentation_is_built_without_a_warning(built: pathlib.Path) -> None:
+    assert "rpcd" in (built / "index.html").read_text()
+    for page in PAGES:
+        assert (built / page.relative_to(DOCS).with_suffix(".html")).exists()
+
+
+def test_the_reference_is_generated_from_the_program(built: pathlib.Path) -> None:
+    settings = (built / "reference/generated/settings.html").read_text()
+    assert "What only one message at a time may have in common" in settings
+    assert "HaltConsumer(exit_code=0" in (built / "reference/generated/outcomes.html").read_text()
+    assert "--unroutable-is-fine" in (built / "reference/generated/commands.html").read_text()
+
+
+@pytest.fixture
+def reader(tmp_path: pathlib.Path, url: str) -> Iterator[Reader]:
+    """Somebody with rpcd on the PATH and a broker that the environment names."""
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    directory = tmp_path / "page"
+    directory.mkdir()
+    found = Reader(directory, {**os.environ, "PATH": path, "RABBITMQ_URL": url, "RPCD": str(ROOT), "HOME": str(tmp_path)})
+    yield found
+    found.leave()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_example_of_a_page_does_what_it_says(page: pathlib.Path, reader: Reader) -> None:
+    for block in blocks(page):
+        if block.order(r"not run: .+"):
+            continue
+        try:
+            reader.follow(block)
+            if block.language == "toml" and block.file is None:
+                part_of_a_config(block)
+        except Exception as error:
+            raise AssertionError(f"{page}:{block.line}: {error}") from error
+
+
+def part_of_a_config(block: Block) -> None:
+    """Check a piece of a config: it is TOML, and each of its settings is known and takes such a value."""
+    parsed = tomllib.loads(block.text)
+    whole = {"queues": {}, "consumers": {"orders": {"queue": "orders"}}, **parsed}
+    for consumer in whole["consumers"].values():
+        if not {"handler", "namespace"} & set(consumer):
+            consumer["handler"] = "shop:handle"
+        whole["queues"].setdefault(consumer.setdefault("queue", "orders"), {})
+    environment = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", block.text), "x") | {"CREDENTIALS_DIRECTORY": "/run"}
+    _, problems = load(whole, environment, lambda _name: "x")
+    assert problems == [], block.text
