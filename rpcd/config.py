@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
-from rpcd.core import lint
+from rpcd.core import lint, overlay
 from rpcd.core.codec import Codec
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import Problem, SettingsError
@@ -24,34 +25,35 @@ from rpcd.core.reply import Replies
 from rpcd.core.routes import Route, lane_key
 from rpcd.core.settings import Settings
 from rpcd.core.topology import ephemeral, plan_consumer
+from rpcd.files import parse
 from rpcd.importing import check_start, checked_target
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 CONFIG = "RPCD_CONFIG"
 """The environment variable that names the config file when the command line does not."""
+
+VIRTUAL_HOST = "RPCD_VIRTUAL_HOST"
+"""The environment variable that names the virtual host, and so its overlay, when the command line does not."""
 
 LONGEST_IN_PROCESS = 60.0
 """Seconds that a message is kept in the process for another attempt when its queue dies with the connection."""
 
 
-def read(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Problem]]:
+def read(path: str, environment: Mapping[str, str], virtual_host: str | None = None) -> tuple[Settings, list[Problem]]:
     """Read a config file; raise SettingsError if it can't be read at all, else return settings and problems."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SettingsError([Problem(path, f"can't be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise SettingsError([Problem(path, "is not UTF-8 text")]) from None
-    try:
-        parsed = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SettingsError([Problem(path, f"is not valid TOML: {error}")]) from None
+    return structured(parse(path, environment), path, environment, virtual_host)
+
+
+def structured(
+    raw: Mapping[str, Any], path: str, environment: Mapping[str, str], virtual_host: str | None = None
+) -> tuple[Settings, list[Problem]]:
+    """Turn the tables of a config file into settings and problems; `virtual_host` names the overlay that is laid over them.
+
+    The tables stay as they are. With problems the settings are what is left without the parts at fault.
+    """
     place = Path(path).absolute().parent
-    settings, problems = load(parsed, environment, lambda name: (place / name).read_text(encoding="utf-8"))
+    settings, problems = load(
+        raw, environment, lambda name: (place / name).read_text(encoding="utf-8"), virtual_host=virtual_host
+    )
     settings = _beside(settings, place)
     problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
     for index, directory in enumerate(settings.service.path):
@@ -71,9 +73,10 @@ def _beside(settings: Settings, place: Path) -> Settings:
     )
 
 
-def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[Plan]]:
+def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None = None) -> tuple[Settings, list[Plan]]:
     """Read a config file and import its handlers; raise SettingsError with every problem that there is."""
-    settings, problems = read(path, environment)
+    raw = parse(path, environment)
+    settings, problems = structured(raw, path, environment, virtual_host)
     for directory in reversed(settings.service.path):
         if directory not in sys.path:
             sys.path.insert(0, directory)
@@ -90,6 +93,7 @@ def assemble(path: str, environment: Mapping[str, str]) -> tuple[Settings, list[
             check_start(settings.service.on_start)
         except HandlerError as error:
             problems.append(Problem("service.on_start", str(error)))
+    problems = overlay.placed(problems, raw, virtual_host)
     if problems:
         raise SettingsError([Problem(f"{path}: {each.path}", each.what, each.remedy) for each in problems])
     return settings, [plan(settings, name, targets[name]) for name in settings.consumers]

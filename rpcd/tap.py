@@ -17,7 +17,7 @@ from twisted.python.components import Componentized
 
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.outcomes import fields
-from rpcd.config import CONFIG, assemble, read
+from rpcd.config import CONFIG, VIRTUAL_HOST, assemble, read
 from rpcd.core.errors import ExitCode, SettingsError
 from rpcd.core.settings import Logging
 from rpcd.ops import logs
@@ -27,10 +27,16 @@ from rpcd.service import Daemon
 class Options(usage.Options):
     """What comes behind `twistd rpcd`."""
 
-    synopsis = "[--config FILE]"
+    synopsis = "[--config FILE] [--virtual-host NAME]"
     longdesc = "Runs the consumers of one config file. Example: twistd -n rpcd --config /etc/rpcd/shop.toml"
     optParameters: ClassVar = [  # noqa: N815  # Twisted's name
-        ["config", "c", None, f"The config file (TOML); {CONFIG} in the environment if not given."]
+        ["config", "c", None, f"The config file (TOML or YAML); {CONFIG} in the environment if not given."],
+        [
+            "virtual-host",
+            None,
+            None,
+            f"Lay the file's [virtual_hosts.NAME] over its other sections; {VIRTUAL_HOST} in the environment if not given.",
+        ],
     ]
 
 
@@ -51,12 +57,13 @@ def makeService(options: Options, environment: Mapping[str, str] = os.environ) -
     path = options["config"] or environment.get(CONFIG)
     if path is None:
         refuse(f"no config file: give --config FILE, or set {CONFIG}")
+    virtual_host = options["virtual-host"] or environment.get(VIRTUAL_HOST) or None
     twistd: Mapping[str, Any] = options.parent or {}
     log = Log(twistd, environment)
     try:
-        wanted = read(path, environment)[0].logging  # its problems are told by `assemble`, with all others
+        wanted = read(path, environment, virtual_host)[0].logging  # its problems are told by `assemble`, with all others
         with log.during_imports(wanted):
-            settings, plans = assemble(path, environment)
+            settings, plans = assemble(path, environment, virtual_host)
     except SettingsError as error:
         refuse("\n".join(map(str, error.problems)))
     from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it, which is for a daemon only

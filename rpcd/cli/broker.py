@@ -19,7 +19,7 @@ from rpcd.amqp.declare import SOURCE, login_refusal
 from rpcd.amqp.dial import Broker, Dial
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
-from rpcd.config import CONFIG, read
+from rpcd.config import CONFIG, VIRTUAL_HOST, read
 from rpcd.core import settings
 from rpcd.core.address import Address, AddressError, address
 from rpcd.core.errors import (
@@ -58,8 +58,19 @@ class Where:
     source: str = SOURCE
 
 
+def virtual_host_option(command: Callable[..., Any], **attributes: Any) -> Callable[..., Any]:
+    """Add --virtual-host to a command that reads a config."""
+    said = f"Lay the config's [virtual_hosts.NAME] over its other sections; {VIRTUAL_HOST} if not given."
+    return click.option("--virtual-host", metavar="NAME", envvar=VIRTUAL_HOST, help=said, **attributes)(command)
+
+
+def _remember(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    context.meta[VIRTUAL_HOST] = value
+
+
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --config and --url to a command."""
+    """Add --config, --url and --virtual-host to a command; `choose` takes the last one from click's context."""
+    command = virtual_host_option(command, expose_value=False, callback=_remember)
     command = click.option("--url", metavar="URL", help="The broker (amqp://...); wins over RABBITMQ_URL and the config.")(
         command
     )
@@ -69,7 +80,11 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def choose(config: str | None, url: str | None) -> Where:
-    """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong."""
+    """Return the broker to talk to: --url, RABBITMQ_URL, the config's, or the one on this machine; end with 78 if wrong.
+
+    --virtual-host lays its overlay over the config; it wins over the virtual host in the URL.
+    """
+    virtual_host = click.get_current_context().meta.get(VIRTUAL_HOST)
     environment = {**os.environ, **({"RABBITMQ_URL": url} if url else {})}
     variable = "--url" if url else "RABBITMQ_URL"
     source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
@@ -79,8 +94,8 @@ def choose(config: str | None, url: str | None) -> Where:
         end(f"RABBITMQ_HEARTBEAT: {error}", ExitCode.CONFIG)
     try:
         if config is not None:
-            return Where(address(_section(config, environment, variable), beat), source)
-        usual = settings.Broker()
+            return Where(address(_section(config, environment, variable, virtual_host), beat), source)
+        usual = settings.Broker(virtual_host=virtual_host)
         return Where(address(attrs.evolve(usual, url=environment.get("RABBITMQ_URL", usual.url)), beat), source)
     except SettingsError as error:
         end(str(error), ExitCode.CONFIG)
@@ -88,10 +103,12 @@ def choose(config: str | None, url: str | None) -> Where:
         end(f"{source}: {error}", ExitCode.CONFIG)
 
 
-def _section(config: str, environment: dict[str, str], variable: str) -> settings.Broker:
+def _section(config: str, environment: dict[str, str], variable: str, virtual_host: str | None) -> settings.Broker:
     """Read [broker] of a config; `variable` is what the user knows RABBITMQ_URL by."""
-    found, problems = read(config, environment)
-    wrong = [problem for problem in problems if problem.path.startswith(("broker", "RABBITMQ"))]
+    found, problems = read(config, environment, virtual_host)
+    overlay = f"virtual_hosts.{virtual_host}"
+    wrong = [each for each in problems if each.path.startswith(("broker", "RABBITMQ", f"{overlay}.broker"))]
+    wrong += [each for each in problems if each.path == overlay]
     if wrong:
         raise SettingsError([attrs.evolve(each, path=variable) if each.path == "RABBITMQ_URL" else each for each in wrong])
     return found.broker
