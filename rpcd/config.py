@@ -27,6 +27,7 @@ from rpcd.core.settings import Settings
 from rpcd.core.topology import ephemeral, plan_consumer
 from rpcd.files import parse
 from rpcd.importing import check_start, checked_target
+from rpcd.ops import health
 
 CONFIG = "RPCD_CONFIG"
 """The environment variable that names the config file when the command line does not."""
@@ -59,6 +60,7 @@ def structured(
     for index, directory in enumerate(settings.service.path):
         if not Path(directory).is_dir():
             problems.append(Problem(f"service.path[{index}]", f"{directory} is no directory"))
+    problems += [Problem("service.http", what) for what in health.problems(settings.service.http)]
     return settings, problems
 
 
@@ -69,7 +71,11 @@ def _beside(settings: Settings, place: Path) -> Settings:
     return attrs.evolve(
         settings,
         broker=attrs.evolve(settings.broker, tls=attrs.evolve(tls, **found)),
-        service=attrs.evolve(service, path=[str(place / each) for each in service.path]),
+        service=attrs.evolve(
+            service,
+            path=[str(place / each) for each in service.path],
+            control=service.control and str(place / service.control),
+        ),
     )
 
 

@@ -118,23 +118,24 @@ class Conversation(LineReceiver, TimeoutMixin):
 
     delimiter = b"\n"
     MAX_LENGTH = LONGEST_LINE
+    transport: Any
 
     def __init__(self, commands: Commands, clock: Any) -> None:
         """Take what carries out the requests."""
         self._commands = commands
-        self.callLater = clock.callLater
+        self.callLater = clock.callLater  # type: ignore[method-assign]  # made to be replaced
         self._busy = self._full = self._said_all = self._gone = False
 
     def connectionMade(self) -> None:  # noqa: N802  # Twisted's name
         """Begin to listen; a client that does not read is not read from either."""
         self.transport.registerProducer(self, True)
-        self.setTimeout(IDLE_SECONDS)
+        self._limit(IDLE_SECONDS)
 
     def lineReceived(self, line: bytes) -> None:  # noqa: N802  # Twisted's name
         """Carry out one request."""
-        self.setTimeout(None)
+        self._limit(None)
         self._busy = True
-        super().pauseProducing()
+        super().pauseProducing()  # type: ignore[no-untyped-call]
         try:
             request = _requests.decode(line)
         except msgspec.DecodeError as error:
@@ -154,21 +155,27 @@ class Conversation(LineReceiver, TimeoutMixin):
         self._busy = False
         if self._gone:
             return
-        self.sendLine(msgspec.json.encode(answer))
+        self._say(answer)
         if self._said_all:
             self._hang_up()
             return
-        self.setTimeout(IDLE_SECONDS)
+        self._limit(IDLE_SECONDS)
         self._read_on()
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        self.sendLine(msgspec.json.encode(answer))  # type: ignore[no-untyped-call]
+
+    def _limit(self, seconds: float | None) -> None:
+        self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 
     def _read_on(self) -> None:
         if not self._busy and not self._full:
-            super().resumeProducing()
+            super().resumeProducing()  # type: ignore[no-untyped-call]
 
     def pauseProducing(self) -> None:  # noqa: N802  # Twisted's name
         """Be told that the client does not read its answers."""
         self._full = True
-        super().pauseProducing()
+        super().pauseProducing()  # type: ignore[no-untyped-call]
 
     def resumeProducing(self) -> None:  # noqa: N802  # Twisted's name
         """Be told that it reads them again."""
@@ -180,7 +187,7 @@ class Conversation(LineReceiver, TimeoutMixin):
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002, N802  # Twisted's name
         """Say so, and hang up: where the next line begins is not known."""
-        self.sendLine(msgspec.json.encode({"ok": False, "error": f"a line is {LONGEST_LINE} bytes at most"}))
+        self._say({"ok": False, "error": f"a line is {LONGEST_LINE} bytes at most"})
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -203,7 +210,13 @@ class Conversation(LineReceiver, TimeoutMixin):
     def connectionLost(self, reason: Any = None) -> None:  # noqa: ARG002, N802  # Twisted's name
         """Forget the time limit."""
         self._gone = True
-        self.setTimeout(None)
+        self._limit(None)
+
+
+def problems(path: str, ours: str | None = None) -> list[str]:
+    """Tell why no socket can be made at a path; `ours` is where this process listens already."""
+    found = problem(path) or (in_use(path) if path != ours else None)
+    return [found] if found is not None else []
 
 
 def problem(path: str) -> str | None:
@@ -251,8 +264,8 @@ class Control:
 
         The umask is the process's: call this before other threads run.
         """
-        if found := problem(self.path) or in_use(self.path):
-            raise Refused(found)
+        if found := problems(self.path):
+            raise Refused(found[0])
         with contextlib.suppress(FileNotFoundError):
             Path(self.path).unlink()
         factory = Factory.forProtocol(lambda: Conversation(self._commands, self._reactor))

@@ -1,4 +1,4 @@
-"""How the process ends: its exit code, whatever twistd does, a guard against a reactor that no longer can, and starting anew.
+"""How the process ends: its exit code, whatever twistd does, a guard against a reactor that no longer can, a new beginning.
 
 This module is imported before anything else of rpcd, so that its hook, which `atexit` runs last, comes after all others.
 twistd knows no exit code of its own: it ends with 0 when the reactor is stopped. A reload ends the process like any stop,

@@ -1,4 +1,4 @@
-"""Health over HTTP: `/live` says that the process turns, `/ready` that every consumer consumes, or which does not and why."""
+"""Health over HTTP: `/live` says that the process turns, `/ready` that every consumer consumes, or which does not."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,14 +12,29 @@ Report = Callable[[], Mapping[str, Any]]
 NOT_ALLOWED, NOT_FOUND, UNAVAILABLE = 405, 404, 503
 
 
+PASSED = "systemd:"
+"""Endpoints whose socket systemd passes to the daemon: nobody else can tell whether it is there."""
+
+
 def endpoint(description: str, reactor: Any) -> Any:
     """Parse a Twisted endpoint string; raise ValueError with a sentence if it is none."""
     try:
         return serverFromString(reactor, description)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever a plugin of Twisted's raises, the string is wrong
         said = str(error).strip("'\"") or type(error).__name__
         example = "tcp:8001:interface=127.0.0.1"
-        raise ValueError(f"{description!r} is no endpoint that can be listened on: {said}; an example is {example}") from None
+        raise ValueError(f"{description!r} is nothing that can be listened on: {said}; {example} is, say") from None
+
+
+def problems(description: str | None) -> list[str]:
+    """Tell what is wrong with an endpoint string, without listening."""
+    if description is None or description.startswith(PASSED):
+        return []
+    try:
+        endpoint(description, None)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def answer(path: bytes, report: Report) -> tuple[int, Mapping[str, Any]]:
@@ -58,8 +73,8 @@ def listen(where: Any, report: Report) -> Deferred[Any]:
         noisy = False
         displayTracebacks = False  # noqa: N815  # Twisted's name
 
-        def log(self, request: Request) -> None:
+        def log(self, request: Any) -> None:
             """Leave requests out of the log: probes come every few seconds."""
 
-    listening: Deferred[Any] = where.listen(Quiet(Health()))
+    listening: Deferred[Any] = where.listen(Quiet(Health()))  # type: ignore[no-untyped-call]
     return listening
