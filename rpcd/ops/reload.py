@@ -173,7 +173,8 @@ class Reloading:
         asked: Deferred[list[str]] = Deferred()
         self._asked.append(asked)
         if self._check is not None:
-            self._again = True  # what was changed since the check began is to be checked, too
+            log.info("reload: it is being checked already; once more")
+            self._again = True  # what was changed since the check began counts, too
         else:
             log.info("reload: checking %s", self._origin.config)
             self._doors.reloading()

@@ -21,7 +21,14 @@ class Daemon:
     """One running daemon; everything that it prints is in `lines`."""
 
     def __init__(
-        self, config: pathlib.Path, url: str | None, *, arguments: tuple[str, ...] = (), **environment: str
+        self,
+        config: pathlib.Path,
+        url: str | None,
+        *,
+        command: tuple[str, ...] = (str(TWISTD),),
+        arguments: tuple[str, ...] = (),
+        user: int | None = None,
+        **environment: str,
     ) -> None:
         self.lines: list[str] = []
         self._changed = threading.Condition()
@@ -29,7 +36,7 @@ class Daemon:
         if url is not None:
             env["RABBITMQ_URL"] = url
         self.process = subprocess.Popen(
-            [str(TWISTD), "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config)],
+            [*command, "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config)],
             env=env,
             cwd=config.parent,
             stdin=subprocess.DEVNULL,
@@ -38,6 +45,9 @@ class Daemon:
             text=True,
             errors="replace",
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
