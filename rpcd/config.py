@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from rpcd import modes
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
 from rpcd.core import lint, overlay
@@ -61,7 +62,8 @@ def structured(
         if not Path(directory).is_dir():
             problems.append(Problem(f"service.path[{index}]", f"{directory} is no directory"))
     problems += [Problem("service.http", what) for what in health.problems(settings.service.http)]
-    return settings, problems
+    problems += modes.problems(raw, path, environment, virtual_host, settings.broker.tls.key)
+    return settings, overlay.placed(problems, raw, virtual_host)
 
 
 def _beside(settings: Settings, place: Path) -> Settings:

@@ -68,6 +68,8 @@ def parse(text: str) -> dict[str, Any]:
         return dict(loader.construct_document(root))
     except yaml.YAMLError as error:
         raise YamlError(Problem("", f"is not valid YAML: {_said(error)}")) from None
+    except (ValueError, OverflowError):  # "\\UFFFFFFFF", and the number of a version that nobody can read
+        raise YamlError(Problem("", "is not valid YAML: it names a character or a version that there can't be")) from None
     except RecursionError:
         raise YamlError(Problem("", "is not valid YAML: it is nested too deeply")) from None
 
@@ -146,8 +148,9 @@ class _Check:
             elif not isinstance(key, ScalarNode) or key.tag != _TEXT:
                 yield _problem(key, path, "a key is no text", "put the key in quotes")
                 continue
-            else:
-                yield from self._scalar(key, path)
+            elif wrong := list(self._scalar(key, path)):
+                yield from wrong
+                continue
             inside = f"{path}.{key.value}".lstrip(".")
             if key.value in first:
                 yield _problem(key, inside, f"stands on line {first[key.value]} already", "keep one of them")

@@ -107,10 +107,11 @@ def _section(config: str, environment: dict[str, str], variable: str, virtual_ho
     """Read [broker] of a config; `variable` is what the user knows RABBITMQ_URL by."""
     found, problems = read(config, environment, virtual_host)
     overlay = f"virtual_hosts.{virtual_host}"
-    wrong = [each for each in problems if each.path.startswith(("broker", "RABBITMQ", f"{overlay}.broker"))]
+    wrong = [each for each in problems if each.path.startswith(("broker", "mode", "RABBITMQ", f"{overlay}.broker"))]
     wrong += [each for each in problems if each.path == overlay]
     if wrong:
-        raise SettingsError([attrs.evolve(each, path=variable) if each.path == "RABBITMQ_URL" else each for each in wrong])
+        places = {each: variable if each.path == "RABBITMQ_URL" else f"{config}: {each.path}" for each in wrong}
+        raise SettingsError([attrs.evolve(each, path=place) for each, place in places.items()])
     return found.broker
 
 

@@ -3,9 +3,10 @@
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import attrs
 import click
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -13,13 +14,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.rehearsal import Finding, Rehearsal
 from rpcd.amqp.waiting import Once, unless
-from rpcd.cli.broker import Connect, Where, end, say, talk
+from rpcd.cli.broker import Connect, Where, end, say, talk, virtual_host_option
 from rpcd.config import CONFIG, assemble
+from rpcd.core import overlay
 from rpcd.core.address import address
 from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
+from rpcd.files import parse
 
 WIDE = 250
 """Columns of a table that goes to a file or a pipe, where nothing needs to be folded."""
@@ -27,32 +30,72 @@ WIDE = 250
 
 @click.command()
 @click.option("-c", "--config", metavar="FILE", envvar=CONFIG, help=f"The config file; {CONFIG} if not given.")
+@virtual_host_option
 @click.option(
     "--broker",
     is_flag=True,
     help="Also try every declaration, binding and permission on the broker; nothing is left behind.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def check(config: str | None, broker: bool, as_json: bool) -> None:
+def check(config: str | None, virtual_host: str | None, broker: bool, as_json: bool) -> None:
     """Check a config file and the handlers that it names, without running anything but their imports.
 
     Every mistake is shown at once, with its place and the way out. Exit code: 0 if all is well, 78 if the config or an
     existing queue is wrong, 77 if a permission is missing, 69 if the broker can't be reached.
+
+    A file with [virtual_hosts] is checked as it stands, if it has consumers, and with each of them in turn; --virtual-host
+    picks one. The broker is asked about the file as it stands, or about that one.
 
     Example: rpcd check --config /etc/rpcd/shop.toml --broker
     """
     if config is None:
         _wrong([Problem("--config", "no config file", f"give --config FILE, or set {CONFIG}")], ExitCode.CONFIG, as_json)
     try:
-        settings, plans = assemble(config, os.environ)
+        assembled = _assembled(config, virtual_host)
     except SettingsError as error:
         _wrong(error.problems, ExitCode.CONFIG, as_json)
-    findings = _rehearse(config, settings, plans, as_json) if broker else []
+    if broker and virtual_host not in assembled:
+        what, known = "the file has no consumers of its own", ", ".join(map(str, assembled))
+        _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
+    findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else []
     if as_json:
         _print_json(findings)
     else:
-        _print(config, plans, findings)
+        _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings)
     sys.exit(_code(findings))
+
+
+def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[Settings, list[Plan]]]:
+    """Assemble what may be run: with the overlay that is asked for, else the file as it stands and with each overlay.
+
+    Raises SettingsError; a problem that only some of them have names these.
+    """
+    ways = [virtual_host] if virtual_host is not None else _ways(parse(config, os.environ))
+    made = {}
+    told: dict[Problem, list[str | None]] = {}
+    for way in ways:
+        try:
+            made[way] = assemble(config, os.environ, way)
+        except SettingsError as error:
+            for problem in error.problems:
+                told.setdefault(problem, []).append(way)
+    if told:
+        raise SettingsError([_qualified(config, each, where, ways) for each, where in told.items()])
+    return made
+
+
+def _ways(raw: Mapping[str, Any]) -> list[str | None]:
+    service = raw.get("service")
+    works = raw.get("consumers") or (isinstance(service, dict) and service.get("modules"))
+    overlays = overlay.names(raw)
+    return [None, *overlays] if works or not overlays else [*overlays]
+
+
+def _qualified(config: str, problem: Problem, where: Sequence[str | None], ways: Sequence[str | None]) -> Problem:
+    """Name the overlays that a problem arises with, unless its path does, or it does not depend on them."""
+    if None in where or len(where) == len(ways) or problem.path.startswith(f"{config}: {overlay.OVERLAYS}."):
+        return problem
+    return attrs.evolve(problem, path=f"{problem.path} (with {', '.join(f'{overlay.OVERLAYS}.{way}' for way in where)})")
 
 
 def _wrong(problems: Sequence[Problem], code: int, as_json: bool) -> NoReturn:
@@ -118,22 +161,18 @@ def _print_json(findings: list[Finding]) -> None:
     say(msgspec.json.encode({"ok": not any(each.error for each in findings), "broker": rows}))
 
 
-def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
+def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else WIDE)
     table = Table("consumer", "queue", "handler", "workers", "prefetch", "on_error", box=None, pad_edge=False)
-    for plan in plans:
-        section = plan.section
-        table.add_row(
-            plan.name,
-            plan.queue or "(named by the broker)",
-            section.handler or section.namespace or "",
-            str(section.workers),
-            str(section.window),
-            section.on_error,
-        )
+    several = len(assembled) > 1
+    if several:
+        table.add_column("virtual host")
+    for way, plans in assembled.items():
+        for plan in plans:
+            table.add_row(*_row(plan), *([way or ""] if several else []))
     console.print(table)
     if findings:
         console.print()
@@ -146,3 +185,15 @@ def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
         click.echo(str(finding.error), err=True)
     if not errors:
         click.echo(f"\n{config}: all is well")
+
+
+def _row(plan: Plan) -> tuple[str, ...]:
+    section = plan.section
+    return (
+        plan.name,
+        plan.queue or "(named by the broker)",
+        section.handler or section.namespace or "",
+        str(section.workers),
+        str(section.window),
+        section.on_error,
+    )

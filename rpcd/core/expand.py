@@ -20,6 +20,22 @@ _PATTERN = re.compile(r"\$(?:\$|\{(?P<inside>[^{}]*)\}|(?P<open>\{))")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+def literal(text: str) -> str:
+    """Return what is written out in a string: all of it but what expansions put in, their defaults included."""
+    return _PATTERN.sub(lambda match: _default(match["inside"]) if match["inside"] is not None else "$", text)
+
+
+def files_in(text: str) -> list[str]:
+    """Return the files that a string is read from by ${file:PATH}."""
+    inside = [match["inside"] or "" for match in _PATTERN.finditer(text)]
+    return [each.removeprefix("file:") for each in inside if each.startswith("file:")]
+
+
+def _default(inside: str) -> str:
+    name, _, default = inside.partition(":")
+    return default if name not in ("file", "credential") else ""
+
+
 class ExpansionError(ValueError):
     """An expansion names something that is not there."""
 
@@ -68,11 +84,14 @@ class Expander:
         if colon and name == "file":
             return self._file(rest, f"${{file:{rest}}}")
         if colon and name == "credential":
-            directory = self._environment.get(CREDENTIALS)
-            if directory is None:
-                raise ExpansionError(f"${{credential:{rest}}} needs {CREDENTIALS}, which systemd sets for LoadCredential=")
             if not rest or "/" in rest:
                 raise ExpansionError(f"{rest!r} is not a credential's name")
+            directory = self._environment.get(CREDENTIALS)
+            if directory is None:
+                raise ExpansionError(
+                    f"${{credential:{rest}}} needs {CREDENTIALS}, which systemd sets for a unit's LoadCredential=; "
+                    f"outside of a unit, set it to a directory that holds a file {rest}"
+                )
             return self._file(f"{directory}/{rest}", f"${{credential:{rest}}}")
         if not _NAME.fullmatch(name):
             raise ExpansionError(

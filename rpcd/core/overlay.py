@@ -29,7 +29,11 @@ def laid(parsed: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def chosen(parsed: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
-    """Return the overlay of that name; empty if there is none, or if it is no table."""
+    """Return the sections of that overlay; none if there is no such overlay, or if it is no table."""
+    return {key: section for key, section in _written(parsed, name).items() if key in SECTIONS}
+
+
+def _written(parsed: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     overlays = parsed.get(OVERLAYS)
     found = overlays.get(name) if isinstance(overlays, dict) and name is not None else None
     return found if isinstance(found, dict) else {}
@@ -42,7 +46,7 @@ def mistakes(parsed: Mapping[str, Any], name: str | None) -> Iterator[Problem]:
         remedy = f"known: {', '.join(known)}" if known else "the file has no [virtual_hosts.NAME] section at all"
         yield Problem(f"{OVERLAYS}.{name}", "there is no such section, but this virtual host is asked for", remedy)
     for each in known:
-        for key in chosen(parsed, each):
+        for key in _written(parsed, each):
             if key not in SECTIONS:
                 close = difflib.get_close_matches(str(key), SECTIONS, 1)
                 remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(SECTIONS)}"

@@ -265,7 +265,7 @@ def test_an_expansion_of_a_file_that_cannot_be_read_is_a_problem(write: Write, v
 
 def test_certificates_that_cannot_be_used_are_problems(write: Write, folder: pathlib.Path) -> None:
     write("ca.pem", "no certificate")
-    write("key.pem", "no key")
+    write("key.pem", "no key").chmod(0o600)
     path = write(
         "rpcd.toml",
         f"""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpcd.core.errors import Problem
-from rpcd.core.expand import Expander
+from rpcd.core.expand import Expander, files_in, literal
 
 PROPERTY = settings(max_examples=40, deadline=None)
 
@@ -93,10 +93,14 @@ def test_what_cannot_be_expanded_is_a_problem_with_its_path_and_stays_as_it_is(t
     assert expanded({"a": {"b": text}}) == ({"a": {"b": text}}, [Problem("a.b", complaint)])
 
 
-def test_a_credential_needs_the_directory_that_systemd_names() -> None:
+def test_a_credential_needs_the_directory_that_systemd_names_and_the_way_out_is_said() -> None:
     _, problems = expanded({"key": "${credential:rabbitmq}"}, {})
     assert problems == [
-        Problem("key", "${credential:rabbitmq} needs CREDENTIALS_DIRECTORY, which systemd sets for LoadCredential=")
+        Problem(
+            "key",
+            "${credential:rabbitmq} needs CREDENTIALS_DIRECTORY, which systemd sets for a unit's LoadCredential=; "
+            "outside of a unit, set it to a directory that holds a file rabbitmq",
+        )
     ]
 
 
@@ -135,6 +139,28 @@ def test_a_variable_that_is_no_unicode_is_a_problem_and_no_crash() -> None:
 def test_an_error_names_a_file_and_never_shows_what_is_in_it() -> None:
     _, problems = expanded({"a": "${file:/etc/key}${NOWHERE}"})
     assert "secret" not in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "files"),
+    [
+        ("plain", "plain", []),
+        ("", "", []),
+        ("${HOST}", "", []),
+        ("${HOST:other}", "other", []),
+        ("${HOST:a:b}", "a:b", []),
+        ("${file:/etc/key}", "", ["/etc/key"]),
+        ("${file:a}${HOST}${file:b}", "", ["a", "b"]),
+        ("${file}", "", []),
+        ("${credential:rabbitmq}", "", []),
+        ("<${file:/etc/key}>", "<>", ["/etc/key"]),
+        ("pa$$word", "pa$word", []),
+        ("$${file:/etc/key}", "${file:/etc/key}", []),
+        ("${", "$", []),
+    ],
+)
+def test_what_is_written_out_and_which_files_are_named(text: str, written: str, files: list[str]) -> None:
+    assert (literal(text), files_in(text)) == (written, files)
 
 
 @PROPERTY

@@ -52,6 +52,7 @@ class Authority:
         )
         files = self.directory / f"{self.name}-{name}.pem", self.directory / f"{self.name}-{name}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].touch(0o600)
         files[1].write_bytes(
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )

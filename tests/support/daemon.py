@@ -27,6 +27,7 @@ class Daemon:
         *,
         command: tuple[str, ...] = (str(TWISTD),),
         arguments: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
         user: int | None = None,
         **environment: str,
     ) -> None:
@@ -36,7 +37,7 @@ class Daemon:
         if url is not None:
             env["RABBITMQ_URL"] = url
         self.process = subprocess.Popen(
-            [*command, "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config)],
+            [*command, "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config), *options],
             env=env,
             cwd=config.parent,
             stdin=subprocess.DEVNULL,

@@ -215,6 +215,9 @@ def test_a_refused_login_says_whose_it_is_and_where_it_is_written(url: str, conf
         assert "secret" not in done.stderr
     config.write_text(f"[broker]\nurl = {bad!r}\n" + config.read_text())
     done = rpcd("call", "q", "{}", "--config", str(config))
+    assert (done.returncode, done.stderr.partition(" lets ")[0]) == (78, f"{config}: mode: 0644")
+    config.chmod(0o600)
+    done = rpcd("call", "q", "{}", "--config", str(config))
     assert f"in [broker] of {config}\n" in done.stderr
     done = rpcd("call", "q", "{}", url=url.rpartition("/")[0] + "/nowhere")
     assert done.returncode == 77

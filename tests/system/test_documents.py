@@ -77,7 +77,7 @@ def test_the_readmes_test_of_a_handler_works(shop: pathlib.Path) -> None:
 def uncommented() -> str:
     """Return the sample with every commented-out setting switched on."""
     lines = SAMPLE.read_text().splitlines()
-    return "\n".join(re.sub(r"^# (\[[\w.]+\]|\w+ = )", r"\1", line) for line in lines)
+    return "\n".join(re.sub(r"^# (\[[\w.]+\]|[\w.]+ = )", r"\1", line) for line in lines)
 
 
 def test_the_sample_is_right_as_it_stands() -> None:
@@ -122,6 +122,23 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
         assert set(settings.sentences(section)) <= named, section
         assert defaults_told(text, section) == []
     assert found.consumers["orders"].window == 2
+    for section in settings.sentences(settings.Settings):
+        assert re.search(rf"^(?:# )?\[{section}[.\]]", SAMPLE.read_text(), re.MULTILINE), section
+
+
+def test_the_samples_overlay_is_right(tmp_path: pathlib.Path) -> None:
+    whole = tmp_path / "whole.toml"
+    whole.write_text(SAMPLE.read_text() + overlay_of_sample())
+    (tmp_path / "rabbitmq-staging").write_text("secret")
+    found, problems = read(str(whole), {"CREDENTIALS_DIRECTORY": str(tmp_path)}, "staging")
+    assert problems == []
+    assert (found.broker.username, found.broker.password, found.broker.virtual_host) == ("staging", "secret", "staging")
+    assert found.consumers["orders"].workers == 2
+
+
+def overlay_of_sample() -> str:
+    """Return the sample's [virtual_hosts.staging], switched on."""
+    return uncommented()[uncommented().index("[virtual_hosts.staging]") :]
 
 
 def test_the_demonstration_plays_its_five_scenes_and_leaves_nothing_running(tmp_path: pathlib.Path) -> None:
