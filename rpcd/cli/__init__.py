@@ -5,8 +5,10 @@ import click
 from rpcd import __version__
 from rpcd.cli.call import call
 from rpcd.cli.check import check
+from rpcd.cli.ctl import ctl
 from rpcd.cli.publish import publish
 from rpcd.cli.run import run
+from rpcd.cli.status import status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (call, check, publish, run):
+for command in (call, check, ctl, publish, run, status):
     main.add_command(command)
