@@ -46,12 +46,8 @@ class Unknown(Exception):
 
 
 @click.command()
-@click.option(
-    "--http", "urls", metavar="URL", multiple=True, help="Ask a daemon over HTTP; may be repeated."
-)
-@click.option(
-    "--socket", "paths", metavar="PATH", multiple=True, help="Ask over a control socket; may be repeated."
-)
+@click.option("--http", "urls", metavar="URL", multiple=True, help="Ask a daemon over HTTP; may be repeated.")
+@click.option("--socket", "paths", metavar="PATH", multiple=True, help="Ask over a control socket; may be repeated.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=10.0, show_default=True, help="Seconds to wait for each answer."
 )

@@ -36,7 +36,7 @@ class Birth:
     def __init__(self) -> None:
         """Note it."""
         self.command = [sys.executable, *sys.orig_argv[1:]]
-        self.environment = dict(os.environ)
+        self.environment = _environment()
         self.place = sys.path[0] if sys.path else ""
         """Where the script lies, which is the first place that Python looks for modules in."""
         self.directory = "/"
@@ -44,7 +44,8 @@ class Birth:
             self.directory = str(Path.cwd())
         self.umask = os.umask(0o077)
         os.umask(self.umask)
-        passed = os.environ.get("LISTEN_FDS", "") if os.environ.get("LISTEN_PID") == str(os.getpid()) else ""
+        ours = self.environment.get("LISTEN_PID") == str(os.getpid())
+        passed = self.environment.get("LISTEN_FDS", "") if ours else ""
         self._passed: dict[int, int] = {}
         for number in range(_FIRST_PASSED_SOCKET, _FIRST_PASSED_SOCKET + int(passed) if passed.isdigit() else 0):
             with contextlib.suppress(OSError):  # whoever uses one may close it, but it has to be there again
@@ -66,6 +67,15 @@ class Birth:
         os.umask(self.umask)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         os.execve(self.command[0], self.command, self.environment)  # noqa: S606  # our own command, no shell wanted
+
+
+def _environment() -> dict[str, str]:
+    """Return what the process was given; Twisted takes variables of systemd's out of os.environ when it is imported."""
+    try:
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return dict(os.environ)
+    return dict(os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry)
 
 
 def _descriptors() -> set[int]:
@@ -163,4 +173,5 @@ def guard(seconds: float, pidfile: str | None) -> None:
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
-    timer.start()
+    with contextlib.suppress(RuntimeError):  # no thread can be started any more: the process is ending by itself
+        timer.start()

@@ -159,7 +159,7 @@ class Reloading:
         self._go = go
         self._ends = ends
         self._check: Check | None = None
-        self._again = self._going = False
+        self._again = self._repeated = self._going = False
         self._asked: list[Deferred[list[str]]] = []
 
     def begin(self) -> Deferred[list[str]]:
@@ -178,11 +178,11 @@ class Reloading:
         else:
             log.info("reload: checking %s", self._origin.config)
             self._doors.reloading()
+            self._again = self._repeated = False
             self._look()
         return asked
 
     def _look(self) -> None:
-        self._again = False
         fixed = self._origin.fixed()
         if fixed is not None:
             self._decide([fixed])
@@ -193,7 +193,8 @@ class Reloading:
     def _looked(self, problems: list[str]) -> None:
         self._check = None
         end = self._ends()
-        if end is None and self._again:
+        if end is None and self._again and not self._repeated:
+            self._repeated = True  # but no third time: who asks without an end would never get it
             self._look()
         else:
             self._decide(problems if end is None else [end])

@@ -81,6 +81,11 @@ class Daemon:
                     raise AssertionError(f"{len(found)} of {count} lines match {pattern!r}; {said}:\n{self.output}")
                 self._changed.wait(min(left, 0.5))
 
+    def wait_a_little(self) -> None:
+        """Wait until it prints, or for a moment."""
+        with self._changed:
+            self._changed.wait(0.01)
+
     def ready(self) -> "Daemon":
         """Wait until it consumes."""
         self.wait_for(r"ready: \d+ consumers are consuming")

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
 import pika
 import pytest
-from daemon import TWISTD, Daemon, StartDaemon
+from daemon import RPCD, TWISTD, Daemon, StartDaemon
 from notify import NotifySocket
 from peer import Peer
 
@@ -84,7 +85,9 @@ def test_changed_code_and_config_begin_anew_in_the_same_process(
     told = systemd.ready()
     assert version(peer) == 1
     edit(handlers, '"version": 1', '"version": 2')
-    config.write_text(config.read_text() + '[queues.more]\n[consumers.more]\nqueue = "more"\nhandler = "handlers_of_test:handle"\n')
+    config.write_text(
+        config.read_text() + '[queues.more]\n[consumers.more]\nqueue = "more"\nhandler = "handlers_of_test:handle"\n'
+    )
     daemon.signal(signal.SIGHUP)
     told = systemd.wait_for(lambda each: each.get("RELOADING") == "1", told)
     assert int(systemd.told[told - 1]["MONOTONIC_USEC"]) > 0
@@ -304,6 +307,74 @@ def test_an_interpreter_that_has_gone_ends_it_with_70(tmp_path: pathlib.Path, st
                 process.send_signal(signal.SIGHUP)
         assert process.wait(30) == 70
     assert "could not start anew" in lines[-1]
+
+
+def test_rpcd_run_begins_anew_as_well(
+    start: StartDaemon, peer: Peer, tmp_path: pathlib.Path, handlers: pathlib.Path
+) -> None:
+    start(CONFIG, HANDLERS).stop()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [str(RPCD), "run", "--config", "rpcd.toml"],
+            cwd=tmp_path,
+            env={**os.environ, "RABBITMQ_URL": peer.url},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        assert version(peer) == 1
+        edit(handlers, '"version": 1', '"version": 2')
+        process.send_signal(signal.SIGHUP)
+        peer.until(lambda: (tmp_path / "log").read_text().count("ready: ") == 2)
+        assert version(peer) == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+def test_a_hail_of_sighups_kills_nobody(start: StartDaemon, peer: Peer) -> None:
+    """Also between the end of the old program and the handlers of the new one, when the signal's own action is death."""
+    daemon = start(CONFIG, HANDLERS)
+    while daemon.output.count("ready: ") < 4:
+        assert daemon.process.poll() is None
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_a_little()
+    assert version(peer) == 1
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() in (0, -signal.SIGTERM)  # the latter if it came while the next program was starting
+
+
+def test_no_descriptor_is_left_behind(start: StartDaemon) -> None:
+    daemon = start(CONFIG, HANDLERS + "\n    os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True)\n")
+    before = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+    for count in (2, 3):
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("ready: ", count)
+    assert len(os.listdir(f"/proc/{daemon.process.pid}/fd")) == before
+
+
+def test_a_socket_that_systemd_passes_on_is_passed_on_again(start: StartDaemon, tmp_path: pathlib.Path, url: str) -> None:
+    config = CONFIG.replace("[service]", '[service]\nhttp = "systemd:domain=INET:index=0"')
+    launcher = tmp_path / "launcher"
+    launcher.write_text(
+        f"#!{sys.executable}\nimport os, socket, sys\n"
+        "listening = socket.create_server(('127.0.0.1', 0))\n"
+        "print('port', listening.getsockname()[1], flush=True)\n"
+        "os.dup2(os.dup2(listening.fileno(), 9), 3, inheritable=True)\n"
+        "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'http', 'LISTEN_PID': str(os.getpid())}\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    launcher.chmod(0o755)
+    daemon = start(config, HANDLERS, command=(str(launcher), str(TWISTD)))
+    port = int(daemon.wait_for("^port ")[0].split()[1])
+    for count in (2, 3):
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("ready: ", count)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=20) as answer:
+            assert answer.status == 200
 
 
 # Unprivileged, as systemd runs it -----------------------------------------------------------------

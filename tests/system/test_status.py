@@ -261,7 +261,12 @@ def test_the_worst_of_all_units_counts(systemd: Systemd) -> None:
     ("active", "text", "code", "said"),
     [
         ("active", "paused: a, b", 1, "WARNING: paused: rpcd@x (paused: a, b)"),
-        ("active", "consuming: a; the last reload was refused: f: x; y", 1, "WARNING: reload refused: rpcd@x (consuming: a; "),
+        (
+            "active",
+            "consuming: a; the last reload was refused: f: x; y",
+            1,
+            "WARNING: reload refused: rpcd@x (consuming: a; ",
+        ),
         ("reloading", "reloading: checking the config", 1, "WARNING: reloading: rpcd@x (reloading: checking the config)"),
         ("active", "", 2, "CRITICAL: not consuming: rpcd@x (it has told nothing)"),
         ("active", "not consuming: a: no", 2, "CRITICAL: not consuming: rpcd@x (not consuming: a: no)"),
