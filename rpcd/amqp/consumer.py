@@ -48,15 +48,16 @@ class Consumer:
         self.drained = Once()
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
-        self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
+        self.workers = Workers(plan.routes, plan.section.workers, pool, broker.reactor, self._on_finished)
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
         own_channel = not plan.section.reply_confirm
         outcomes = OutcomePublisher(
-            broker.reactor, publisher, plan.route, plan.who, self.stats, plan.title, own_channel, self.connection.again
+            broker.reactor, publisher, plan.policy, plan.who, self.stats, plan.title, own_channel, self.connection.again
         )
         self.settlement = Settlement(
             outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
         )
+        self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
@@ -129,7 +130,7 @@ class Consumer:
         channel.when_closed(self._on_channel_gone)
         channel.when_returned(self._on_return)
         self._source = Source(self.name, queue, self._outlet, new_id)
-        self.plan.route.policy.replies.never_to(queue)
+        self.plan.policy.replies.never_to(queue)
         await self._consume(channel, queue)
         self.connection.serving()
         self.stats.connections += 1
@@ -177,7 +178,7 @@ class Consumer:
         ledger.admit(tag)
         self.stats.received += 1
         message = delivered(self._source, body, properties, exchange, key, again, time.time())
-        job = Job(message, self.plan.route, ledger, tag)
+        job = Job(message, self._route if self._choose is None else self._choose(message), ledger, tag)
         if again and settlement.is_known(job):
             return
         self.workers.submit(job)
@@ -193,7 +194,7 @@ class Consumer:
         self.workers.flush()
         for job in self.workers.overdue(self.plan.section.time_limit):
             self.stats.overdue += 1
-            outcome = self.plan.route.judge(TimeLimitPassed(), job.message)
+            outcome = job.route.judge(TimeLimitPassed(), job.message)
             outcome.trace = self.workers.stack(job)
             self.settlement.claim(job, outcome)
         if self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
@@ -240,7 +241,7 @@ class Consumer:
         )
         settlement.release()
         settlement.give_back(settlement.wake_sleepers())
-        if self.plan.route.key is None:
+        if self.plan.section.lock is None:
             settlement.give_back(self.workers.take_back())
         while self.workers.running and not settlement.ledger.closed:
             await settlement.progress.wait()

@@ -29,7 +29,6 @@ from twisted.python.threadpool import ThreadPool
 
 from rpcd.amqp.waiting import Once, exc_info
 from rpcd.amqp.worker import Worker
-from rpcd.core.errors import TimeLimitPassed
 from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
@@ -46,9 +45,9 @@ Finished = Callable[[list[Job]], None]
 class Workers:
     """The workers of one consumer. `submit`, `hold`, `take_back`, `overdue` and `stop` belong to the reactor."""
 
-    def __init__(self, route: Route, count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
+    def __init__(self, routes: tuple[Route, ...], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
         """Prepare workers; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
-        self.route = route
+        self.routes = routes
         self.count = count
         self.workers: list[Worker] = []
         self.held = self.halted = False
@@ -65,7 +64,7 @@ class Workers:
         self._mutex = threading.Lock()
         self._lanes: Lanes[Job] = Lanes()
         self.ended = Once()
-        self._take = self._take_any if route.key is None else self._take_in_lane
+        self._take = self._take_any if routes[0].key is None else self._take_in_lane
 
     # On the reactor -------------------------------------------------------------------------------
 
@@ -75,14 +74,14 @@ class Workers:
             self._start_one()
 
     def _start_one(self) -> None:
-        worker = Worker(self.route, self._stopping)
+        worker = Worker(self.routes, self._stopping)
         self.workers.append(worker)
         self._pool.adjustPoolsize(maxthreads=self._pool.max + 1)
         deferToThreadPool(self._reactor, self._pool, self._loop, worker).addErrback(self._broken, worker)
 
     def _broken(self, failure: Failure, worker: Worker) -> None:
         """Replace a loop that was ended by an exception of rpcd itself, and give back what it had in hand."""
-        log.critical("a worker of %s ended", self.route.consumer, exc_info=exc_info(failure))
+        log.critical("a worker of %s ended", self.routes[0].consumer, exc_info=exc_info(failure))
         self._has_ended(worker)
         if not self._stopping.is_set():
             self._start_one()
@@ -187,7 +186,7 @@ class Workers:
         if worker.equip():
             self._reactor.callFromThread(self.ready.fire)
             self._work(worker)
-            worker.shut_down(TimeLimitPassed() if worker.overdue is not None else None)
+        worker.end()
         self._reactor.callFromThread(self._has_ended, worker)
 
     def _has_ended(self, worker: Worker | None) -> None:
@@ -197,7 +196,7 @@ class Workers:
             self.ended.fire()
 
     def _work(self, worker: Worker) -> None:
-        while worker.overdue is None and worker.handler is not None:
+        while worker.overdue is None and worker.equipped:
             job = None if self.held else self._take(worker)
             if job is None:
                 if not self._park(worker):
@@ -247,7 +246,7 @@ class Workers:
 
     def _handle(self, worker: Worker, job: Job) -> Job | None:
         """Carry one job to its outcome and return the next one of its lane, if it has one."""
-        error = perform(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
+        error = perform(job, worker.handlers[job.route.number])  # type: ignore[arg-type]  # equipped before the loop began
         if worker.overdue is job:  # it was settled as overdue; its lane is free only now
             worker.job = None
             self._leave_lane(job)
@@ -256,7 +255,7 @@ class Workers:
         if outcome is not None and outcome.halt is not None:
             with self._mutex:  # no `resume` may come in between
                 self.held = self.halted = True
-        if error is not None and worker.is_spent_by(error):
+        if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)
             return None
         # written off just when its job came to an end: the job counts, the worker goes
@@ -295,6 +294,5 @@ class Workers:
         job.waiter = settled.set
         self._finish(worker, job, stays=False)
         settled.wait(SETTLE_SECONDS)
-        worker.shut_down(error)
-        worker.handler = None
+        worker.shut_down(job.route, error)
         worker.equip()

@@ -59,8 +59,8 @@ def placed(problems: Iterable[Problem], parsed: Mapping[str, Any], name: str | N
     Naming them twice is naming them once.
     """
     overlay = chosen(parsed, name)
-    theirs = set(_paths(overlay))
-    own = set(_paths({key: value for key, value in parsed.items() if key != OVERLAYS})) if theirs else set()
+    theirs = set(paths(overlay))
+    own = set(paths({key: value for key, value in parsed.items() if key != OVERLAYS})) if theirs else set()
     return [
         attrs.evolve(each, path=f"{OVERLAYS}.{name}.{each.path}") if _stems_from(each.path, theirs, own) else each
         for each in problems
@@ -78,16 +78,16 @@ def _stems_from(path: str, theirs: set[str], own: set[str]) -> bool:
     return False
 
 
-def _paths(value: Any, path: str = "") -> Iterator[str]:
+def paths(value: Any, path: str = "") -> Iterator[str]:
     """Yield the path of everything in a tree, as problems name it."""
     if path:
         yield path
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _paths(item, f"{path}.{key}" if path else str(key))
+            yield from paths(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _paths(item, f"{path}[{index}]")
+            yield from paths(item, f"{path}[{index}]")
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """systemd's end of the notify protocol: a datagram socket, and what came over it."""
 
-import os
 import pathlib
 import socket
 import threading
@@ -22,7 +21,7 @@ class NotifySocket:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{self.address[1:]}" if self.address.startswith("@") else self.address)
         if not self.address.startswith("@"):
-            os.chmod(self.address, 0o777)
+            pathlib.Path(self.address).chmod(0o777)
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:

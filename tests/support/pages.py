@@ -114,12 +114,16 @@ class Terminal:
     def _until(self, pattern: re.Pattern[str]) -> tuple[str, re.Match[str]]:
         printed, deadline = "", time.monotonic() + SECONDS
         while True:
-            line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-            assert line is not None, f"the shell ended:\n{self.printed}"
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            assert line is not None, f"waited in vain for {pattern.pattern!r}:\n{self.printed}"
             if found := pattern.search(line.rstrip("\n")):
                 if not line.startswith("ended-"):
                     self.printed += line
                 return printed, found
+            assert not line.startswith("ended-"), f"it ended without showing {pattern.pattern!r}:\n{self.printed}"
             printed += line
             self.printed += line
 

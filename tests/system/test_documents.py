@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import attrs
 import pytest
@@ -65,6 +66,52 @@ def test_the_readmes_shop_works_as_it_says(shop: pathlib.Path, url: str, peer: P
     assert daemon.stop() == 0
     assert "closing what the constructor opened" in daemon.output
     daemon.kill()
+
+
+@pytest.fixture
+def start_at(url: str) -> Iterator[Callable[[pathlib.Path], Daemon]]:
+    """Start a daemon from a config file, and end it with the test."""
+    running: list[Daemon] = []
+
+    def begin(config: pathlib.Path) -> Daemon:
+        running.append(Daemon(config, url))
+        return running[-1].ready()
+
+    yield begin
+    for daemon in running:
+        daemon.kill()
+
+
+def test_the_readmes_decorator_works_as_it_says(
+    tmp_path: pathlib.Path, start_at: Callable[[pathlib.Path], Daemon], peer: Peer
+) -> None:
+    (tmp_path / "events.py").write_text(block("python", "# events.py"))
+    (said,) = re.findall(r"`\[service\] (modules = .*?)`", README)
+    config = tmp_path / "events.toml"
+    config.write_text(f'[service]\npath = ["."]\n{said}\n[exchanges.shop]\n[consumers."events.changed"]\nworkers = 3\n')
+    daemon = start_at(config)
+    assert "consuming with 3 workers" in daemon.output
+    for key in ("order.placed", "stock.tea.green"):
+        peer.publish(key, {}, "shop")
+        daemon.wait_for(f"changed: {key}")
+    assert peer.exists("events.changed.retry.60000")
+    assert daemon.stop() == 0
+
+
+def test_the_readmes_namespace_works_as_it_says(
+    tmp_path: pathlib.Path, start_at: Callable[[pathlib.Path], Daemon], peer: Peer
+) -> None:
+    handlers = tmp_path / "acme/handlers"
+    handlers.mkdir(parents=True)
+    source = block("python", "# acme/handlers/server_create.py")
+    (handlers / "server_create.py").write_text(source)
+    (handlers / "server_delete.py").write_text(source.replace("created", "deleted"))
+    (tmp_path / "cluster.toml").write_text(block("toml", "# cluster.toml"))
+    daemon = start_at(tmp_path / "cluster.toml")
+    assert peer.call("node1", {"name": "a"}, "server-create").json["data"] == {"created": "a"}
+    assert peer.call("node1", {"name": "b"}, "server-delete").json["data"] == {"deleted": "b"}
+    assert peer.call("node1", {"name": "c"}).json["data"]["place"] == "exchange"
+    assert daemon.stop() == 0
 
 
 def test_the_readmes_test_of_a_handler_works(shop: pathlib.Path) -> None:

@@ -349,11 +349,12 @@ def test_a_hail_of_sighups_kills_nobody(start: StartDaemon, peer: Peer) -> None:
 
 def test_no_descriptor_is_left_behind(start: StartDaemon) -> None:
     daemon = start(CONFIG, HANDLERS + "\n    os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True)\n")
-    before = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+    opened = pathlib.Path(f"/proc/{daemon.process.pid}/fd")
+    before = len(list(opened.iterdir()))
     for count in (2, 3):
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("ready: ", count)
-    assert len(os.listdir(f"/proc/{daemon.process.pid}/fd")) == before
+    assert len(list(opened.iterdir())) == before
 
 
 def test_a_socket_that_systemd_passes_on_is_passed_on_again(start: StartDaemon, tmp_path: pathlib.Path, url: str) -> None:
@@ -400,7 +401,7 @@ def stranger() -> int | None:
 
 def python_of(user: int | None) -> str:
     """Find an interpreter of our version that a user may run: ours may lie in a home directory."""
-    own = "{0.major}.{0.minor}".format(sys.version_info)
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (sys.executable, f"/usr/bin/python{own}", f"/usr/local/bin/python{own}"):
         with contextlib.suppress(OSError):
             environment = {"PYTHONPATH": SOURCES, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -496,7 +497,7 @@ class Traffic:
                 if self._stop.wait(0.002):
                     break
             connection.close()
-        except BaseException as error:  # told to the test
+        except BaseException as error:  # noqa: BLE001  # told to the test
             self.failure = error
 
     def stop(self) -> list[int]:

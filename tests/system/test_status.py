@@ -172,8 +172,10 @@ def test_daemons_are_asked_over_http_and_sockets(start: StartDaemon, port: int, 
     said = status("--http", url, "--http", f"http://127.0.0.1:{free}")
     assert said == (
         2,
-        f"CRITICAL: no answer: http://127.0.0.1:{free} ([Errno 111] Connection refused); "
-        f"paused: {url} (consuming: other; paused: work)",
+        (
+            f"CRITICAL: no answer: http://127.0.0.1:{free} ([Errno 111] Connection refused); "
+            f"paused: {url} (consuming: other; paused: work)"
+        ),
     )
     code, line = status("--socket", str(tmp_path / "nothing"), "--json")
     assert code == 2
@@ -251,9 +253,11 @@ def test_the_worst_of_all_units_counts(systemd: Systemd) -> None:
     systemd.has("rpcd@d.service", text="consuming: orders; paused: packing")
     assert systemd.status() == (
         2,
-        "CRITICAL: inactive: rpcd@a (failed, exit code 78); "
-        "not consuming: rpcd@b (consuming: packing; not orders: Connection refused); "
-        "paused: rpcd@d (consuming: orders; paused: packing)",
+        (
+            "CRITICAL: inactive: rpcd@a (failed, exit code 78); "
+            "not consuming: rpcd@b (consuming: packing; not orders: Connection refused); "
+            "paused: rpcd@d (consuming: orders; paused: packing)"
+        ),
     )
 
 
