@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Mapping, MutableMapping
 
 OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -16,6 +15,11 @@ EXTEND_SECONDS = 60
 
 LONGEST_STATUS = 1000
 """Characters of a status text; a datagram has to hold it."""
+
+MOST_LATE = 20
+"""How many messages are kept for later; beyond it only those that name a state are."""
+
+STATES = frozenset(("READY", "RELOADING", "STOPPING"))
 
 log = logging.getLogger("rpcd.systemd")
 
@@ -30,7 +34,7 @@ class Systemd:
         self._usec = environment.get("WATCHDOG_USEC", "")
         self._pid = environment.get("WATCHDOG_PID", "")
         self._socket: socket.socket | None = None
-        self._late: deque[bytes] = deque(maxlen=20)
+        self._late: list[dict[str, object]] = []
         self._failed = False
 
     @classmethod
@@ -59,8 +63,9 @@ class Systemd:
         """Send `NAME=value` lines as one message; what can't be sent now is sent ahead of the next one."""
         if not self.listens:
             return
-        lines = "\n".join(f"{name}={_line(value)}" for name, value in said.items())
-        self._late.append(lines.encode("utf-8", "backslashreplace"))
+        self._late.append(said)
+        if len(self._late) > MOST_LATE:
+            self._late = [each for each in self._late if STATES & each.keys()]
         try:
             self._send()
         except OSError as error:
@@ -72,8 +77,9 @@ class Systemd:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         while self._late:
-            self._socket.sendto(self._late[0], self._address)
-            self._late.popleft()
+            lines = "\n".join(f"{name}={_line(value)}" for name, value in self._late[0].items())
+            self._socket.sendto(lines.encode("utf-8", "backslashreplace"), self._address)
+            del self._late[0]
 
     def extend(self) -> None:
         """Ask for more time to start, reload or stop."""

@@ -1,8 +1,10 @@
 """What systemd is told by the real process: ready only when it consumes, the reason when it does not, the watchdog."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,7 @@ from notify import NotifySocket
 from peer import Peer
 
 from rpcd.ops.rabbitmq import PrivateNode
+from rpcd.ops.systemd import Systemd
 
 CONFIG = """
 [service]
@@ -47,6 +50,50 @@ def systemd(tmp_path: pathlib.Path) -> Iterator[NotifySocket]:
     made = NotifySocket(tmp_path / "notify")
     yield made
     made.close()
+
+
+def test_what_systemd_has_no_room_for_is_told_later_and_nothing_blocks(tmp_path: pathlib.Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+        full.bind(str(tmp_path / "notify"))
+        told = Systemd({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        for number in range(1000):
+            told.tell(NUMBER=number)  # the system keeps a few hundred at most
+        told.tell(READY=1)
+        for number in range(100):
+            told.tell(STATUS=number)
+        full.setblocking(False)
+        heard: list[bytes] = []
+        while b"READY=1" not in heard:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.append(full.recv(1000))
+            told.tell(STATUS="more")
+        told.tell(STATUS="a\nREADY=2")
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                heard.append(full.recv(1000))
+                continue
+            break
+    assert heard[0] == b"NUMBER=0"
+    assert heard[-1] == b"STATUS=a READY=2"  # a value stays on its line
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "2000000"}, 2.0),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "often"}, None),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}, 2.0),
+    ],
+)
+def test_how_often_the_watchdog_wants_to_be_fed(variables: dict[str, str], seconds: float | None) -> None:
+    environment = {**variables, "NOTIFY_SOCKET": "/nowhere", "HOME": "/"}
+    assert Systemd.take(environment).watchdog == seconds
+    assert environment == {"HOME": "/"}
+    assert Systemd.take(variables).watchdog is None
 
 
 def test_it_is_ready_only_when_all_consume_and_asks_for_time_until_then(
