@@ -116,13 +116,14 @@ def _limit_leaving() -> None:
     _end(_code or 0)
 
 
-_limiter = threading.Thread(target=_limit_leaving, name="rpcd-ending", daemon=True)
+_limiter: threading.Thread | None = None
 
 
 def exit_with(code: int) -> None:
     """Set the code that the process ends with; the first one that is not 0 stands."""
-    global _code  # noqa: PLW0603  # the process has one exit code
-    if _limiter.ident is None:  # now, because from Python 3.12 on no thread can be started at the exit itself
+    global _code, _limiter  # noqa: PLW0603  # the process has one exit code
+    if _limiter is None:  # now: before, the process may fork yet; from Python 3.12 on no thread starts at the exit itself
+        _limiter = threading.Thread(target=_limit_leaving, name="rpcd-ending", daemon=True)
         _limiter.start()
     if not _code:
         _code = int(code)

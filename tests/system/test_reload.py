@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
+import attrs
 import pika
 import pytest
 from daemon import RPCD, TWISTD, Daemon, StartDaemon
@@ -393,13 +394,34 @@ def place() -> Iterator[pathlib.Path]:
 STRANGER = 61234
 
 
+@attrs.frozen
+class Unprivileged:
+    """Who may not read every file, what it runs twistd by, and how a file is kept from it."""
+
+    user: int | None
+    command: tuple[str, ...]
+
+    def forbid(self, file: pathlib.Path) -> None:
+        if os.geteuid() != 0:
+            file.chmod(0)
+            return
+        file.chmod(0o600)
+        if self.user is None:
+            os.chown(file, STRANGER, STRANGER)
+
+
 @pytest.fixture
-def stranger() -> int | None:
-    """A user who is not root; without root's powers we are one already."""
-    return STRANGER if os.geteuid() == 0 else None
+def unprivileged() -> Unprivileged:
+    """Another user; or root without the power to read everything, if no other user may run our Python."""
+    if os.geteuid() != 0:
+        return Unprivileged(None, (str(TWISTD),))
+    python = python_of(STRANGER)
+    if python is not None:
+        return Unprivileged(STRANGER, (python, str(TWISTD)))
+    return Unprivileged(None, ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", str(TWISTD)))
 
 
-def python_of(user: int | None) -> str:
+def python_of(user: int) -> str | None:
     """Find an interpreter of our version that a user may run: ours may lie in a home directory."""
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     for candidate in (sys.executable, f"/usr/bin/python{own}", f"/usr/local/bin/python{own}"):
@@ -408,16 +430,11 @@ def python_of(user: int | None) -> str:
             command = [candidate, "-c", "import msgspec, pika, rpcd.tap"]
             if subprocess.run(command, env=environment, user=user, group=user, cwd="/").returncode == 0:
                 return candidate
-    raise AssertionError(f"no Python {own} that user {user} may run")
-
-
-def forbid(file: pathlib.Path) -> None:
-    """Let only root read a file."""
-    file.chmod(0o600 if os.geteuid() == 0 else 0)
+    return None
 
 
 def test_an_unprivileged_daemon_reads_systemds_copy_and_says_that_it_can_not_reload_it(
-    place: pathlib.Path, stranger: int | None, peer: Peer
+    place: pathlib.Path, unprivileged: Unprivileged, peer: Peer
 ) -> None:
     systemd = NotifySocket(place / "notify")
     (place / "handlers_of_test.py").write_text("def handle(message):\n    return {'version': 1, 'notify': None}\n")
@@ -427,14 +444,14 @@ def test_an_unprivileged_daemon_reads_systemds_copy_and_says_that_it_can_not_rel
     credentials.mkdir(mode=0o755)
     shutil.copy(config, credentials / "shop.toml")
     (credentials / "shop.toml").chmod(0o400)
-    if stranger is not None:
-        os.chown(credentials / "shop.toml", stranger, stranger)
-    forbid(config)
+    if unprivileged.user is not None:
+        os.chown(credentials / "shop.toml", unprivileged.user, unprivileged.user)
+    unprivileged.forbid(config)
     daemon = Daemon(
         config,
         peer.url,
-        command=(python_of(stranger), str(TWISTD)),
-        user=stranger,
+        command=unprivileged.command,
+        user=unprivileged.user,
         PYTHONPATH=SOURCES,
         NOTIFY_SOCKET=systemd.address,
         CREDENTIALS_DIRECTORY=str(credentials),
