@@ -539,4 +539,4 @@ def test_nothing_is_lost_or_done_twice_over_many_reloads(start: StartDaemon, pee
     assert peer.left("work.archive") == []
     handled = Counter(int(line) for line in (tmp_path / "ledger").read_text().splitlines())
     assert sorted(handled) == sent
-    assert {number: times for number, times in handled.items() if times > 1} == {}
+    assert {number: times for number, times in handled.items() if times > 1} == {}, daemon.output
