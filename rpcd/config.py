@@ -30,6 +30,7 @@ from rpcd.core.topology import Bind, Declaration, ephemeral, plan_consumer
 from rpcd.files import parse
 from rpcd.importing import check_start, checked_target, imported
 from rpcd.namespaces import bound, find
+from rpcd.ops import health
 
 CONFIG = "RPCD_CONFIG"
 """The environment variable that names the config file when the command line does not."""
@@ -65,6 +66,7 @@ def structured(
     for index, directory in enumerate(settings.service.path):
         if not Path(directory).is_dir():
             problems.append(Problem(f"service.path[{index}]", f"{directory} is no directory"))
+    problems += [Problem("service.http", what) for what in health.problems(settings.service.http)]
     problems += modes.problems(raw, path, environment, virtual_host, settings.broker.tls.key)
     return settings, overlay.placed(problems, raw, virtual_host)
 
@@ -76,7 +78,11 @@ def _beside(settings: Settings, place: Path) -> Settings:
     return attrs.evolve(
         settings,
         broker=attrs.evolve(settings.broker, tls=attrs.evolve(tls, **found)),
-        service=attrs.evolve(service, path=[str(place / each) for each in service.path]),
+        service=attrs.evolve(
+            service,
+            path=[str(place / each) for each in service.path],
+            control=service.control and str(place / service.control),
+        ),
     )
 
 

@@ -1,14 +1,12 @@
 """The service: everything that runs, the order in which it starts, the order in which it stops."""
 
-import functools
 import logging
 import os
 import signal
-from types import FrameType
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.python.failure import Failure
 
@@ -25,8 +23,11 @@ from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import plan_rest
 from rpcd.core.verdict import Halt
+from rpcd.doors import CannotOpen, Doors
 from rpcd.importing import resolve
-from rpcd.ops import ending
+from rpcd.ops import ending, signals
+from rpcd.ops.reload import NOWHERE, Origin, Reloading
+from rpcd.ops.systemd import Systemd
 
 SUPERVISE_SECONDS = 10.0
 """How often wanted and live consumers are compared."""
@@ -52,6 +53,8 @@ class Daemon(Service):
         reactor: Any,
         pidfile: str | None = None,
         environment: Any = os.environ,
+        origin: Origin = NOWHERE,
+        systemd: Systemd | None = None,
     ) -> None:
         """Build the tree; nothing is started and no thread made, for twistd may fork after this."""
         self.settings = settings
@@ -66,13 +69,15 @@ class Daemon(Service):
         )
         overseer = Overseer(self._refused, self._consuming, self._halted, self._exhausted)
         self.consumers = [Consumer(plan, self.broker, self.publisher, self.pool, overseer) for plan in plans]
+        safe_url = self.broker.address.safe_url
+        self.doors = Doors(settings, self.consumers, safe_url, reactor, systemd or Systemd({}), origin)
+        self.reloading = Reloading(self.doors, origin, reactor, self._start_anew, self._why_it_ends)
         self._reactor = reactor
         self._pidfile = pidfile
         self._hurry = Once()
         self._stopped = Once()
-        self._stopping = False
+        self._stopping = self._anew = False
         self._signals = 0
-        self._ready = False
         self._supervisor = repeating(self._supervise, reactor)
 
     # Start ----------------------------------------------------------------------------------------
@@ -83,18 +88,26 @@ class Daemon(Service):
         self._reactor.callWhenRunning(self._start)
 
     def _start(self) -> None:
-        _leave_signals_to_children()
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        signals.take(self._on_signal, lambda _number: self._reactor.callFromThread(self.reloading.begin))
         ending.exit_with(ExitCode.OK)
         log.info("rpcd %s starting: %s consumers, broker %s", __version__, len(self.consumers), self.broker.address.safe_url)
-        if not self._run_on_start():
+        if not self._open_doors() or not self._run_on_start():
             return
         self.pool.start()
         self.publisher.start()
         for consumer in self.consumers:
             consumer.start()
         self._supervisor.start(SUPERVISE_SECONDS, now=False)
+
+    def _open_doors(self) -> bool:
+        """Open the control socket and the rest; what fails ends the process."""
+
+        def failed(failure: Failure) -> None:
+            failure.trap(CannotOpen)
+            self._mistake(str(failure.value), ExitCode.CONFIG)
+
+        _forget(maybeDeferred(self.doors.open, self.reloading.begin).addErrback(failed))
+        return not self._stopping
 
     def _run_on_start(self) -> bool:
         """Call the operator's own start function; what it raises ends the process."""
@@ -103,9 +116,8 @@ class Daemon(Service):
             return True
         try:
             resolve(path)()
-        except BaseException:  # the user's code; SystemExit included
-            log.critical("service.on_start: %s failed", path, exc_info=True)
-            self.stop(ExitCode.SOFTWARE)
+        except BaseException:  # noqa: BLE001  # the user's code; SystemExit included
+            self._mistake(f"service.on_start: {path} failed", ExitCode.SOFTWARE, trace=True)
             return False
         return True
 
@@ -113,9 +125,19 @@ class Daemon(Service):
 
     def _consuming(self, _consumer: Consumer) -> None:
         """Say once that everything that should consume does."""
-        if not self._ready and all(consumer.connection.trouble is None for consumer in self.consumers):
-            self._ready = True
-            log.info("ready: %s consumers are consuming", len(self.consumers))
+        wanted = [consumer for consumer in self.consumers if not consumer.draining]
+        if self.doors.phase.told_ready or any(consumer.connection.trouble is not None for consumer in wanted):
+            self.doors.tell()
+        elif not self._stopping:
+            log.info("ready: %s consumers are consuming", len(wanted))
+            self.doors.ready()
+
+    def _mistake(self, text: str, code: int, *, trace: bool = False) -> None:
+        """End the process over something that a person has to mend."""
+        if not self._stopping:
+            log.critical("%s", text, exc_info=trace)
+            self.doors.wrong(text, code)
+            self.stop(code)
 
     def _supervise(self) -> None:
         """Compare wanted and live consumers: a connection that looks up and consumes nothing is made anew."""
@@ -126,10 +148,8 @@ class Daemon(Service):
                 consumer.connection.again("it was connected, but consumed nothing")
 
     def _refused(self, error: BrokerRefused) -> None:
-        """End the process over a mistake that a person has to mend."""
-        if not self._stopping:
-            log.critical("%s", error)
-            self.stop(error.exit_code)
+        """End the process over what the broker does not let us do."""
+        self._mistake(str(error), error.exit_code)
 
     def _exhausted(self, consumer: Consumer) -> None:
         """End the process when a consumer has lost too many threads: a restart frees them."""
@@ -145,26 +165,56 @@ class Daemon(Service):
     def _halted(self, consumer: Consumer, halt: Halt) -> None:
         """Carry out a handler's order to halt: this consumer, or with a non-zero code the whole service."""
         level = logging.ERROR if halt.exit_code else logging.WARNING
-        log.log(level, "halted: %s", halt.reason or "no reason given", extra={"consumer": consumer.name})
+        consumer.halted = halt.reason or "no reason given"
+        log.log(level, "halted: %s", consumer.halted, extra={"consumer": consumer.name})
         ending.exit_with(halt.exit_code)
         if halt.exit_code:
             self.stop(halt.exit_code)
             return
-        _forget(consumer.drain())
-        if all(each.draining for each in self.consumers):  # the last one: from now on the stop's time limit holds
-            self.stop()
+        _forget(Deferred.fromCoroutine(consumer.drain()))
+        if all(each.halted is not None for each in self.consumers):
+            self._terminate()  # the last one: from now on the stop's time limit holds; it is not to start anew
 
     # Stop -----------------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         """Stop at the first signal and hurry at the second; runs between any two instructions of the main thread."""
         self._signals += 1
         if self._signals == 1:
-            ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
+            ending.start_anew(False)  # at once: the process may be at the last step of a reload
+            self._guard()
             self._reactor.callFromThread(log.info, "%s: stopping", signal.Signals(number).name)
-            self._reactor.callFromThread(self.stop)
+            self._reactor.callFromThread(self._terminate)
         else:
             self._reactor.callFromThread(self._hurry.fire)
+
+    def _guard(self) -> None:
+        ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
+
+    def _why_it_ends(self) -> str | None:
+        """Tell why nothing is to be started anew any more; None if nothing speaks against it."""
+        halting = [each.name for each in self.consumers if each.draining and not each.drained.happened]
+        if self._stopping:
+            return "the process is stopping"
+        return f"consumer {', '.join(halting)} is halting; try again when it has" if halting else None
+
+    def _start_anew(self) -> None:
+        """Stop, and begin again where the process would end."""
+        if paused := [consumer.name for consumer in self.consumers if consumer.paused]:
+            log.warning("paused consumers will consume again: %s", ", ".join(paused))
+        ending.start_anew()
+        self._anew = True
+        self._guard()
+        self.stop()
+
+    def _terminate(self) -> None:
+        """Stop, and end even if it was to start anew."""
+        ending.start_anew(False)
+        if self._anew:
+            self._anew = False
+            self.doors.stopping()
+        self.reloading.cancel()
+        self.stop()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802  # Twisted's name
         """Drain before the reactor shuts down, whoever told it to."""
@@ -176,6 +226,8 @@ class Daemon(Service):
         ending.exit_with(code)
         if not self._stopping:
             self._stopping = True
+            if not self._anew:
+                self.doors.stopping()
             stopped = Deferred.fromCoroutine(self._stop())
             stopped.addErrback(self._stopping_failed)
             stopped.addBoth(lambda _done: self._stopped.fire())
@@ -199,7 +251,7 @@ class Daemon(Service):
         if self._supervisor.running:
             self._supervisor.stop()
         for consumer in self.consumers:
-            _forget(consumer.drain())
+            _forget(Deferred.fromCoroutine(consumer.drain()))
         drained = DeferredList([consumer.drained.wait() for consumer in self.consumers])
         hurried: Deferred[Any] = DeferredList([drained, self._hurry.wait()], fireOnOneCallback=True)
         try:
@@ -218,27 +270,16 @@ class Daemon(Service):
         except WaitTooLong as late:
             log.warning("%s", late)
         telling.stop()
+        await self.doors.close()
         if self.pool.started and not unfinished and not any(consumer.workers.lost for consumer in self.consumers):
             self.pool.stop()
-        log.info("stopped, exit code %s", ending.exit_code())
+        log.info("stopped, %s", "starting anew" if self._anew else f"exit code {ending.exit_code()}")
 
     def _tell(self) -> None:
         running = sum(len(consumer.workers.running) for consumer in self.consumers)
         log.info("draining: %s handlers are still running", running)
 
 
-@functools.cache
-def _leave_signals_to_children() -> None:
-    """Let processes that a handler forks die of SIGTERM and SIGINT, which only the daemon itself drains at."""
-
-    def after() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    os.register_at_fork(after_in_child=after)
-
-
-def _forget(coroutine: Any) -> None:
-    """Let a coroutine run by itself; what goes wrong in it is logged."""
-    done = Deferred.fromCoroutine(coroutine)
+def _forget(done: Deferred[Any]) -> None:
+    """Let something run by itself; what goes wrong in it is logged."""
     done.addErrback(lambda failure: log.critical("a fault of rpcd", exc_info=exc_info(failure)))

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 from twisted.application.service import IService
 from twisted.logger import ILogObserver
@@ -18,9 +18,13 @@ from twisted.python.components import Componentized
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.outcomes import fields
 from rpcd.config import CONFIG, VIRTUAL_HOST, assemble, read
-from rpcd.core.errors import ExitCode, SettingsError
-from rpcd.core.settings import Logging
-from rpcd.ops import logs
+from rpcd.core.errors import ExitCode, Problem, SettingsError
+from rpcd.core.settings import Logging, Settings
+from rpcd.files import stale
+from rpcd.ops import health, logs
+from rpcd.ops.control import problems
+from rpcd.ops.reload import Origin
+from rpcd.ops.systemd import Systemd
 from rpcd.service import Daemon
 
 
@@ -52,33 +56,81 @@ class LoggedDaemon(Daemon):
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
 
+class Refusal(Exception):
+    """The process can't be started like this; a person has to mend what the text says."""
+
+
 def makeService(options: Options, environment: Mapping[str, str] = os.environ) -> IService:  # noqa: N802  # Twisted's name
     """Make the service, or say on standard error what is wrong with the config and end with 78."""
+    systemd = Systemd.take(environment)
+    systemd.tell(STATUS="reading the config, importing handlers", WATCHDOG=1)
+    systemd.extend()
+    try:
+        return cast(IService, _make(options, environment, systemd))
+    except (Refusal, SettingsError) as error:
+        systemd.tell(STATUS=error, EXIT_STATUS=int(ExitCode.CONFIG))
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        raise SystemExit(int(ExitCode.CONFIG)) from None
+
+
+def _make(options: Options, environment: Mapping[str, str], systemd: Systemd) -> LoggedDaemon:
     path = options["config"] or environment.get(CONFIG)
     if path is None:
-        refuse(f"no config file: give --config FILE, or set {CONFIG}")
+        raise Refusal(f"no config file: give --config FILE, or set {CONFIG}")
     virtual_host = options["virtual-host"] or environment.get(VIRTUAL_HOST) or None
     twistd: Mapping[str, Any] = options.parent or {}
     log = Log(twistd, environment)
-    try:
-        wanted = read(path, environment, virtual_host)[0].logging  # its problems are told by `assemble`, with all others
-        with log.during_imports(wanted):
-            settings, plans = assemble(path, environment, virtual_host)
-    except SettingsError as error:
-        refuse("\n".join(map(str, error.problems)))
+    wanted = read(path, environment, virtual_host)[0].logging  # its problems are told by `assemble`, with all others
+    with log.during_imports(wanted):
+        settings, plans = assemble(path, environment, virtual_host)
     from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it, which is for a daemon only
 
-    daemon = LoggedDaemon(settings, plans, reactor, twistd.get("pidfile") or None, environment)
+    _check_doors(settings, path, reactor)
+    origin = _origin(str(Path(path).absolute()), virtual_host, environment, twistd, settings.service.control)
+    daemon = LoggedDaemon(settings, plans, reactor, twistd.get("pidfile") or None, environment, origin, systemd)
     daemon.observer = log.observer
     log.consumers = daemon.consumers
-    return cast(IService, daemon)
+    return daemon
 
 
-def refuse(text: str) -> NoReturn:
-    """End the process with 78, before anything has been started."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-    raise SystemExit(int(ExitCode.CONFIG))
+def _check_doors(settings: Settings, path: str, reactor: Any) -> None:
+    """Find out as early as possible what the daemon could not listen on."""
+    service, wrong = settings.service, []
+    if service.control is not None:
+        wrong += [Problem(f"{path}: service.control", what) for what in problems(service.control)]
+    if service.http is not None:
+        try:
+            health.endpoint(service.http, reactor)
+        except ValueError as error:
+            wrong.append(Problem(f"{path}: service.http", str(error)))
+    if wrong:
+        raise SettingsError(wrong)
+
+
+def _origin(
+    path: str, virtual_host: str | None, environment: Mapping[str, str], twistd: Mapping[str, Any], control: str | None
+) -> Origin:
+    """Tell where the settings came from, what stands against a reload, and what only this process can find wrong."""
+    changed = [f"--{name}" for name in ("uid", "gid", "chroot") if twistd.get(name) is not None]
+
+    def fixed() -> str | None:
+        if changed:
+            return f"twistd was given {', '.join(changed)}, which can't be done twice; restart it instead"
+        found = stale(path, environment)
+        return str(found) if found is not None else None
+
+    def ahead() -> list[str]:
+        try:
+            service = read(path, environment, virtual_host)[0].service
+        except SettingsError as error:
+            return list(map(str, error.problems))
+        if service.control is None:
+            return []
+        found = problems(service.control, ours=control)
+        return [str(Problem(f"{path}: service.control", what)) for what in found]
+
+    return Origin(path, virtual_host, fixed, ahead)
 
 
 class Log:
@@ -128,7 +180,7 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  # fileConfig raises whatever its file makes it raise
-        refuse(f"{what}: {type(error).__name__}: {error}")
+        raise Refusal(f"{what}: {type(error).__name__}: {error}") from None
 
 
 __all__ = ["Options", "ending", "makeService"]

@@ -42,6 +42,9 @@ class Consumer:
         self.plan = plan
         self.stats = Stats()
         self.draining = False
+        self.paused = False
+        self.halted: str | None = None
+        """Why a handler ordered a halt, if one did."""
         self.drained = Once()
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
@@ -71,8 +74,41 @@ class Consumer:
 
     @property
     def wanted(self) -> bool:
-        """Whether this consumer should be consuming: it has consumed already, and was not told to stop."""
-        return self.connection.served and not self.draining
+        """Whether this consumer should be consuming: it has consumed already, and was told neither to stop nor to pause."""
+        return self.connection.served and not self.draining and not self.paused
+
+    @property
+    def state(self) -> str:
+        """What it does: consuming, connecting, paused, draining or stopped."""
+        if self.draining:
+            return "stopped" if self.drained.happened else "draining"
+        if self.paused:
+            return "paused"
+        return "consuming" if self.consuming and self.connection.trouble is None else "connecting"
+
+    @property
+    def why(self) -> str | None:
+        """Why it does not consume as it should, or what hinders it; None if there is nothing to say."""
+        if self.halted is not None:
+            return f"halted: {self.halted}"
+        if self.connection.trouble is not None:
+            return None if self.draining else self.connection.trouble
+        protocol = self.connection.protocol
+        return f"the broker blocks it: {protocol.blocked}" if protocol is not None and protocol.blocked is not None else None
+
+    def pause(self) -> None:
+        """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
+        if not self.paused and not self.draining:
+            self.paused = True
+            self.workers.hold()
+            log.warning("paused", extra=self._fields())
+
+    def resume(self) -> None:
+        """Start messages again, unless a stop or a halt has begun."""
+        if self.paused and not self.draining:
+            self.paused = False
+            self.workers.resume()
+            log.warning("resumed", extra=self._fields())
 
     def start(self) -> None:
         """Start the workers and begin to connect."""

@@ -13,7 +13,7 @@ keeps a wake-up from being lost:
   the mutex. So whoever looks for all jobs finds each if he looks in this order.
 
 With a lock in the config a worker takes a job, opens it and enters its lane under one mutex, which keeps the order of each
-key; without one, opening is unguarded. `hold` makes all workers stop taking; what runs goes on.
+key; without one, opening is unguarded. `hold` makes all workers stop taking, a halt for good; what runs goes on.
 """
 
 import logging
@@ -50,7 +50,7 @@ class Workers:
         self.routes = routes
         self.count = count
         self.workers: list[Worker] = []
-        self.held = False
+        self.held = self.halted = False
         self.ready = Once()
         self._pool = pool
         self._reactor = reactor
@@ -114,8 +114,9 @@ class Workers:
         self.held = True
 
     def resume(self) -> None:
-        """Start jobs again."""
-        self.held = False
+        """Start jobs again, unless one of them has ordered a halt."""
+        with self._mutex:
+            self.held = self.halted
         for _ in range(len(self._parked)):
             self._wake()
 
@@ -176,8 +177,7 @@ class Workers:
 
     def of_this_thread(self) -> Worker | None:
         """Return the worker whose thread is calling; worker threads."""
-        me = threading.get_ident()
-        return next((worker for worker in self.workers if worker.thread == me), None)
+        return next((worker for worker in self.workers if worker.thread == threading.get_ident()), None)
 
     # In the worker threads ------------------------------------------------------------------------
 
@@ -253,7 +253,8 @@ class Workers:
             return None
         outcome = job.outcome
         if outcome is not None and outcome.halt is not None:
-            self.held = True
+            with self._mutex:  # no `resume` may come in between
+                self.held = self.halted = True
         if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)
             return None

@@ -8,9 +8,11 @@ from rpcd import __version__
 from rpcd.cli.call import call
 from rpcd.cli.check import check
 from rpcd.cli.completion import completion
+from rpcd.cli.ctl import ctl
 from rpcd.cli.declare import declare
 from rpcd.cli.publish import publish
 from rpcd.cli.run import run
+from rpcd.cli.status import status
 from rpcd.cli.tail import tail
 
 
@@ -32,5 +34,5 @@ def _as_typed(command: click.Command) -> click.Command:
     return command
 
 
-for command in (call, check, completion, declare, publish, run, tail):
+for command in (call, check, completion, ctl, declare, publish, run, status, tail):
     main.add_command(_as_typed(command))

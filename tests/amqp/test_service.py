@@ -18,6 +18,7 @@ from rpcd.core import settings
 from rpcd.core.errors import ExitCode, HaltConsumer
 from rpcd.core.handler import target
 from rpcd.ops import ending
+from rpcd.ops.report import sentence
 from rpcd.service import SUPERVISE_SECONDS, Daemon
 
 Results = Callable[[Deferred[Any]], list[Any]]
@@ -94,8 +95,9 @@ MakeRig = Callable[..., Rig]
 @pytest.fixture
 def rig(broker: Broker, reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeRig]:
     made: list[Rig] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     monkeypatch.setattr(ending, "_code", None)
+    monkeypatch.setattr(ending, "_anew", False)
 
     def make(**handlers: Any) -> Rig:
         section = {name: value for name, value in handlers.items() if not callable(value)}
@@ -108,6 +110,143 @@ def rig(broker: Broker, reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> It
         each.end()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+# Pausing ------------------------------------------------------------------------------------------
+
+
+def test_a_paused_consumer_starts_nothing_until_it_is_resumed(rig: MakeRig, broker: Broker) -> None:
+    it = rig().start()
+    consumer = it.consumer("orders")
+    consumer.pause()
+    it.put("orders", "a", "b", "c")
+    assert consumer.state == "paused"
+    it.reactor.pass_time(3 * NOW)  # the supervisor wakes nobody either
+    assert broker.queues["orders"].acked == []
+    assert it.handlers["orders"].order == []
+    consumer.resume()
+    it.until(lambda: broker.queues["orders"].acked == ["a", "b", "c"])
+    assert consumer.state == "consuming"
+
+
+def test_a_pause_lets_what_runs_finish(rig: MakeRig, broker: Broker) -> None:
+    gate = Gate()
+    it = rig(orders=gate).start()
+    it.put("orders", "a", "b")
+    gate.entered("a")
+    it.consumer("orders").pause()
+    gate.let("a")
+    it.until(lambda: broker.queues["orders"].acked == ["a"])
+    it.reactor.pass_time(NOW)
+    assert gate.order == ["a"]
+
+
+@pytest.mark.parametrize("lock", [None, "body.name"])
+def test_a_stop_of_a_paused_consumer_gives_everything_back(rig: MakeRig, broker: Broker, lock: str | None) -> None:
+    it = rig(lock=lock).start()
+    it.consumer("orders").pause()
+    it.put("orders", "a", "b")
+    it.daemon.stop()
+    it.consumer("orders").resume()
+    it.until(lambda: it.reactor.stops == 1)
+    assert ending.exit_code() == ExitCode.OK
+    assert sorted(letter.name for letter in broker.queues["orders"].ready) == ["a", "b"]
+    assert it.handlers["orders"].order == []
+
+
+def test_a_paused_consumer_is_supervised_again_when_it_is_resumed(rig: MakeRig) -> None:
+    it = rig().start()
+    it.consumer("orders").pause()
+    link = it.unheard("orders")
+    it.reactor.pass_time(NOW)
+    assert not link.is_lost
+    it.consumer("orders").resume()
+    it.reactor.pass_time(NOW)
+    assert link.aborted
+
+
+# The report ---------------------------------------------------------------------------------------
+
+
+def test_the_report_follows_the_life_of_the_process(rig: MakeRig, broker: Broker, reactor: Reactor) -> None:
+    gate = Gate()
+    it = rig(orders=gate, invoices=Gate(shut=False))
+    reactor.listener = None  # refuses connections
+    it.daemon.startService()
+    reactor.run()
+    report = it.daemon.doors.report
+    assert (report()["state"], report()["ready"]) == ("starting", False)
+    assert sentence(report()).startswith("connecting: orders (")
+    reactor.listener = broker
+    reactor.pass_time(5.0)
+    it.until(lambda: all(consumer.consuming for consumer in it.daemon.consumers))
+    assert (report()["state"], report()["ready"]) == ("ready", True)
+    assert sentence(report()) == "consuming: orders, invoices"
+    it.consumer("invoices").pause()
+    assert (report()["state"], report()["ready"]) == ("ready", True)
+    assert sentence(report()) == "consuming: orders; paused: invoices"
+    it.link("invoices").rst()
+    reactor.run()
+    assert report()["ready"] is True
+    it.put("orders", "a")
+    gate.entered("a")
+    it.link("orders").rst()
+    reactor.run()
+    assert (report()["state"], report()["ready"]) == ("not ready", False)
+    assert "not orders: " in sentence(report())
+    reactor.pass_time(5.0)
+    it.until(lambda: it.consumer("orders").consuming)
+    it.daemon.stop()
+    reactor.run()
+    assert (report()["state"], report()["ready"]) == ("stopping", False)
+    assert sentence(report()) == "draining: 1 handlers are still running"
+
+
+# Reloading ----------------------------------------------------------------------------------------
+
+
+def test_a_reload_does_not_outlive_the_halt_of_the_last_consumer(
+    rig: MakeRig, monkeypatch: pytest.MonkeyPatch, broker: Broker
+) -> None:
+    guards: list[float] = []
+    monkeypatch.setattr(ending, "guard", lambda seconds, _pidfile: guards.append(seconds))
+    gate = Gate()
+    gate.says("halt", HaltConsumer())
+    it = rig(orders=gate).start()
+    it.put("orders", "halt")
+    gate.entered("halt")
+    it.daemon._start_anew()  # what the look ahead ends with
+    it.reactor.run()
+    assert ending._anew
+    assert not it.daemon.doors.phase.stopping
+    gate.let("halt")
+    it.until(lambda: it.reactor.stops == 1)
+    assert not ending._anew
+    assert ending.exit_code() == ExitCode.OK
+    assert broker.queues["orders"].acked == ["halt"]
+    assert len(guards) == 1
+
+
+def test_there_is_no_reload_while_a_consumer_halts_or_everything_stops(rig: MakeRig, results: Results) -> None:
+    gate = Gate()
+    gate.says("halt", HaltConsumer())
+    it = rig(orders=gate, invoices=Gate(shut=False), workers=2).start()
+    it.put("orders", "slow", "halt")
+    gate.entered("slow", "halt")
+    gate.let("halt")
+    it.until(lambda: it.consumer("orders").draining)
+    assert results(it.daemon.reloading.begin()) == [["no reload: consumer orders is halting; try again when it has"]]
+    it.daemon.stop()
+    assert results(it.daemon.reloading.begin()) == [["no reload: the process is stopping"]]
+    gate.let("slow")
+    it.until(lambda: it.reactor.stops == 1)
+
+
+def test_settings_that_a_program_made_can_not_be_reloaded(rig: MakeRig, results: Results) -> None:
+    it = rig().start()
+    assert results(it.daemon.reloading.begin()) == [["it was not started from a config file"]]
+    assert it.daemon.doors.report()["refused"] == "it was not started from a config file"
+    assert it.daemon.doors.report()["state"] == "ready"
 
 
 # The supervisor -----------------------------------------------------------------------------------

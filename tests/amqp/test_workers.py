@@ -948,15 +948,23 @@ def test_a_failed_instance_is_shut_down_after_its_message_is_settled_and_replace
     assert recorder.log[-1] == "shutdown 2 NoneType"
 
 
-@pytest.mark.parametrize("error", [Drop(), HaltConsumer()])
-def test_an_exception_that_decides_an_outcome_replaces_nobody(crew: MakeCrew, error: Exception) -> None:
+def test_an_exception_that_decides_an_outcome_replaces_nobody(crew: MakeCrew) -> None:
     recorder = Recorder()
-    it = crew(handler_class(recorder, decides=error), workers=1)
+    it = crew(handler_class(recorder, decides=Drop()), workers=1)
+    it.give("decides", "good")
+    it.until(2)
+    assert recorder.log == ["made 1"]
+
+
+def test_a_halt_replaces_nobody_and_no_resume_undoes_it(crew: MakeCrew) -> None:
+    recorder = Recorder()
+    it = crew(handler_class(recorder, decides=HaltConsumer()), workers=1)
     it.give("decides")
     it.until(1)
     it.workers.resume()
-    it.give("good")
-    it.until(2)
+    it.workers.nudge()
+    (good,) = it.give("good")
+    assert it.workers.take_back() == [good]
     assert recorder.log == ["made 1"]
 
 

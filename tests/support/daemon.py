@@ -25,8 +25,10 @@ class Daemon:
         config: pathlib.Path,
         url: str | None,
         *,
+        command: tuple[str, ...] = (str(TWISTD),),
         arguments: tuple[str, ...] = (),
         options: tuple[str, ...] = (),
+        user: int | None = None,
         **environment: str,
     ) -> None:
         self.lines: list[str] = []
@@ -35,7 +37,7 @@ class Daemon:
         if url is not None:
             env["RABBITMQ_URL"] = url
         self.process = subprocess.Popen(
-            [str(TWISTD), "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config), *options],
+            [*command, "-n", "--pidfile=", *arguments, "rpcd", "--config", str(config), *options],
             env=env,
             cwd=config.parent,
             stdin=subprocess.DEVNULL,
@@ -44,6 +46,9 @@ class Daemon:
             text=True,
             errors="replace",
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -75,6 +80,11 @@ class Daemon:
                     said = "it ended" if ended else f"in {seconds} s"
                     raise AssertionError(f"{len(found)} of {count} lines match {pattern!r}; {said}:\n{self.output}")
                 self._changed.wait(min(left, 0.5))
+
+    def wait_a_little(self) -> None:
+        """Wait until it prints, or for a moment."""
+        with self._changed:
+            self._changed.wait(0.01)
 
     def ready(self) -> "Daemon":
         """Wait until it consumes."""

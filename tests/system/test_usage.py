@@ -17,6 +17,8 @@ USUAL = {
     "declare": [],
     "run": [],
     "completion": ["bash"],
+    "ctl": ["status"],
+    "status": [],
 }
 """What each command needs at least."""
 
