@@ -135,12 +135,7 @@ class Daemon(Service):
     def _exhausted(self, consumer: Consumer) -> None:
         """End the process when a consumer has lost too many threads: a restart frees them."""
         if not self._stopping:
-            lost = consumer.workers.lost
-            log.critical(
-                "%s threads are stuck in handlers that overran their time limit",
-                lost,
-                extra={"consumer": consumer.name},
-            )
+            log.critical("%s", consumer.workers.condition, extra={"consumer": consumer.name})
             self.stop(ExitCode.SOFTWARE)
 
     def _halted(self, consumer: Consumer, halt: Halt) -> None:

@@ -13,15 +13,16 @@ from rpcd.amqp.connection import Connection
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outcomes import OutcomePublisher
-from rpcd.amqp.outlet import ThreadOutlet
+from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.settlement import Settlement
+from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
-from rpcd.core.message import Source, delivered
+from rpcd.core.message import Outlet, Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.stats import Stats
 from rpcd.core.verdict import Halt
@@ -45,7 +46,14 @@ class Consumer:
         self.drained = Once()
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
-        self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
+        self.workers: Workers | Tasks
+        self._outlet: Outlet
+        if plan.route.target.is_async:
+            self.workers = Tasks([plan.route], plan.section.workers, pool, broker.reactor, self._on_finished)
+            self._outlet = LoopOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
+        else:
+            self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
+            self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
         own_channel = not plan.section.reply_confirm
         outcomes = OutcomePublisher(
@@ -57,7 +65,6 @@ class Consumer:
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
-        self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._tag = ""
         self._watch = repeating(self._look_for_overdue, broker.reactor)
@@ -160,7 +167,7 @@ class Consumer:
             outcome = self.plan.route.judge(TimeLimitPassed(), job.message)
             outcome.trace = self.workers.stack(job)
             self.settlement.claim(job, outcome)
-        if self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
+        if self.workers.stuck or self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
             self._overseer.exhausted(self)
 
     def _on_halt(self, halt: Halt) -> None:

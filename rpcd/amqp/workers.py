@@ -52,6 +52,7 @@ class Workers:
         self.count = count
         self.workers: list[Worker] = []
         self.held = False
+        self.stuck = False  # as `Tasks` may be: threads are lost one by one
         self.ready = Once()
         self._pool = pool
         self._reactor = reactor
@@ -141,6 +142,11 @@ class Workers:
     def lost(self) -> int:
         """How many written-off threads are still busy with what they were written off for."""
         return sum(1 for worker in self.workers if worker.overdue is not None)
+
+    @property
+    def condition(self) -> str:
+        """Say why only a restart helps."""
+        return f"{self.lost} threads are stuck in handlers that overran their time limit"
 
     def overdue(self, limit: float) -> Iterator[Job]:
         """Write off every worker that has been busy for longer than `limit` seconds, replace it, and yield its job."""
