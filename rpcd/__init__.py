@@ -19,6 +19,7 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Message, Reply
+from rpcd.core.registration import message_handler
 
 __version__ = "0.1.0"
 
@@ -38,4 +39,5 @@ __all__ = [
     "RpcdError",
     "Unroutable",
     "__version__",
+    "message_handler",
 ]

@@ -9,7 +9,11 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
+from rpcd.core import registration
 from rpcd.core.handler import HandlerError, Target, check_body_type, target
+
+_DECORATOR = str(registration.__file__)
+"""Whoever calls `message_handler` wrongly wants to see his own line, not one of it."""
 
 
 def check_start(path: str) -> None:
@@ -38,12 +42,12 @@ def resolve(path: str) -> Any:
     """Import what a dotted path names, `package.module:Name` or `package.module.Name`; raise HandlerError."""
     module_name, colon, names = path.partition(":")
     if colon:
-        return _member(_imported(module_name, path), names.split("."), path)
+        return _member(imported(module_name, path), names.split("."), path)
     parts = path.split(".")
     for split in range(len(parts) - 1, 0, -1):
         candidate = ".".join(parts[:split])
         if split == 1 or _exists(candidate):
-            return _member(_imported(candidate, path), parts[split:], path)
+            return _member(imported(candidate, path), parts[split:], path)
     raise HandlerError(f"{path} names no module")
 
 
@@ -52,16 +56,17 @@ def _exists(module_name: str) -> bool:
         return importlib.util.find_spec(module_name) is not None
     except (ImportError, AttributeError, ValueError):
         return module_name in sys.modules
-    except BaseException:  # noqa: BLE001  # a parent package failed while it was imported: `_imported` says how
+    except BaseException:  # noqa: BLE001  # a parent package failed while it was imported: `imported` says how
         return True
 
 
-def _imported(module_name: str, path: str) -> Any:
+def imported(module_name: str, path: str, hint: str = "") -> Any:
+    """Import a module for the sake of `path`, which the config names; raise HandlerError (with a hint if there is none)."""
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise HandlerError(f"{path}: there is no module {error.name!r}; looked in {_places()}") from None
+            raise HandlerError(f"{path}: there is no module {error.name!r}; looked in {_places()}{hint}") from None
         raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
     except BaseException as error:  # the module is the user's code and may do anything, SystemExit included
         raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
@@ -75,7 +80,7 @@ def _last_place(error: BaseException) -> str:
     """Say what was raised and on which line of which file."""
     said = traceback.format_exception_only(error)[-1].strip()
     frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith("<")), None)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", _DECORATOR))), None)
     if isinstance(error, SyntaxError) or last is None or last.filename == __file__:
         return said if not isinstance(error, SyntaxError) else f"{said} ({error.filename}, line {error.lineno})"
     return f"{said} ({last.filename}, line {last.lineno})"

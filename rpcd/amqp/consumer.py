@@ -10,6 +10,7 @@ from typing import Any
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
+from rpcd.amqp.crew import Finished
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outcomes import OutcomePublisher
@@ -22,7 +23,8 @@ from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
-from rpcd.core.message import Outlet, Source, delivered
+from rpcd.core.handler import all_async
+from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.stats import Stats
 from rpcd.core.verdict import Halt
@@ -46,22 +48,16 @@ class Consumer:
         self.drained = Once()
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
-        self.workers: Workers | Tasks
-        self._outlet: Outlet
-        if plan.route.target.is_async:
-            self.workers = Tasks([plan.route], plan.section.workers, pool, broker.reactor, self._on_finished)
-            self._outlet = LoopOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
-        else:
-            self.workers = Workers(plan.route, plan.section.workers, pool, broker.reactor, self._on_finished)
-            self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
+        self.workers, self._outlet = _crew(plan, pool, broker.reactor, publisher, self._on_finished)
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
         own_channel = not plan.section.reply_confirm
         outcomes = OutcomePublisher(
-            broker.reactor, publisher, plan.route, plan.who, self.stats, plan.title, own_channel, self.connection.again
+            broker.reactor, publisher, plan.policy, plan.who, self.stats, plan.title, own_channel, self.connection.again
         )
         self.settlement = Settlement(
             outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
         )
+        self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
@@ -100,7 +96,7 @@ class Consumer:
         channel.when_closed(self._on_channel_gone)
         channel.when_returned(self._on_return)
         self._source = Source(self.name, queue, self._outlet, new_id)
-        self.plan.route.policy.replies.never_to(queue)
+        self.plan.policy.replies.never_to(queue)
         await self._consume(channel, queue)
         self.connection.serving()
         self.stats.connections += 1
@@ -148,7 +144,7 @@ class Consumer:
         ledger.admit(tag)
         self.stats.received += 1
         message = delivered(self._source, body, properties, exchange, key, again, time.time())
-        job = Job(message, self.plan.route, ledger, tag)
+        job = Job(message, self._route if self._choose is None else self._choose(message), ledger, tag)
         if again and settlement.is_known(job):
             return
         self.workers.submit(job)
@@ -164,7 +160,7 @@ class Consumer:
         self.workers.flush()
         for job in self.workers.overdue(self.plan.section.time_limit):
             self.stats.overdue += 1
-            outcome = self.plan.route.judge(TimeLimitPassed(), job.message)
+            outcome = job.route.judge(TimeLimitPassed(), job.message)
             outcome.trace = self.workers.stack(job)
             self.settlement.claim(job, outcome)
         if self.workers.stuck or self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
@@ -211,7 +207,7 @@ class Consumer:
         )
         settlement.release()
         settlement.give_back(settlement.wake_sleepers())
-        if self.plan.route.key is None:
+        if self.plan.section.lock is None:
             settlement.give_back(self.workers.take_back())
         while self.workers.running and not settlement.ledger.closed:
             await settlement.progress.wait()
@@ -228,6 +224,18 @@ class Consumer:
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
         return left
+
+
+def _crew(
+    plan: Plan, pool: Any, reactor: Any, publisher: Publisher, finished: Finished
+) -> tuple[Workers | Tasks, ThreadOutlet]:
+    """Make what runs the handlers of a consumer, threads or tasks, and what they publish by."""
+    count = plan.section.workers
+    if all_async(route.target for route in plan.routes):
+        tasks = Tasks(plan.routes, count, pool, reactor, finished)
+        return tasks, LoopOutlet(reactor, publisher, tasks, plan.publish_timeout)
+    workers = Workers(plan.routes, count, pool, reactor, finished)
+    return workers, ThreadOutlet(reactor, publisher, workers, plan.publish_timeout)
 
 
 def new_id() -> str:

@@ -82,7 +82,7 @@ class Instances:
 
     def of(self, route: Route) -> Instance:
         """Return the instance for the next message of a route; none may be missing."""
-        return self._current[id(route)]
+        return self._current[route.number]
 
     def _make(self, route: Route) -> None:
         self.missing += 1
@@ -93,7 +93,7 @@ class Instances:
         pause, longest = MAKE_SECONDS
         while True:
             try:
-                self._current[id(route)] = Instance(route)
+                self._current[route.number] = Instance(route)
             except BaseException:  # the user's constructor; a database may come back
                 log.exception(
                     "%s can't be made; next try in %g s", route.target.path, pause, extra={"consumer": route.consumer}

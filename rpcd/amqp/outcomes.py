@@ -18,7 +18,8 @@ from rpcd.amqp.publisher import Publisher
 from rpcd.core.copies import Circumstances, archive_copy, archive_queue, retry_copy
 from rpcd.core.errors import PublishError, PublishTimeout, Unroutable
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.routes import Route
+from rpcd.core.outcome import Policy
+from rpcd.core.pipeline import Job
 from rpcd.core.stats import Stats
 from rpcd.core.verdict import Outcome, Verdict
 
@@ -34,7 +35,7 @@ class OutcomePublisher:
 
     reactor: Any
     publisher: Publisher
-    route: Route
+    policy: Policy
     who: Circumstances
     stats: Stats
     title: str
@@ -47,7 +48,7 @@ class OutcomePublisher:
     @property
     def in_process(self) -> bool:
         """Whether retries wait in the process, because their queue dies with its connection."""
-        return self.route.policy.longest is not None
+        return self.policy.longest is not None
 
     def on_own_channel(self, reply: Outgoing) -> bool:
         """Tell whether a reply needs no more than to be written ahead of the ack.
@@ -56,15 +57,15 @@ class OutcomePublisher:
         """
         return reply.exchange == "" and (self.own_channel_replies or not reply.mandatory)
 
-    async def publish(self, message: Message[Any], outcome: Outcome) -> Outcome:
-        """Publish what an outcome says; return what is left: a verdict, and a reply for the delivery's own channel."""
+    async def publish(self, job: Job, outcome: Outcome) -> Outcome:
+        """Publish what a job's outcome says; return what is left: a verdict, and a reply for the delivery's own channel."""
         try:
-            return await self._reply(message, await self._copy(message, await self._publications(message, outcome)))
+            return await self._reply(job, await self._copy(job, await self._publications(job, outcome)))
         except PublishTimeout as error:
             self.stats.publish_failures += 1
             return Outcome(Verdict.REQUEUE, f"what it publishes is not confirmed: {error}", error="PublishTimeout")
 
-    async def _publications(self, message: Message[Any], outcome: Outcome) -> Outcome:
+    async def _publications(self, job: Job, outcome: Outcome) -> Outcome:
         if not outcome.publications:
             return outcome
         sent = DeferredList([self.publisher.publish(each) for each in outcome.publications], consumeErrors=True)
@@ -75,16 +76,16 @@ class OutcomePublisher:
         if not failures:
             return outcome
         self.stats.publish_failures += 1
-        return self.route.judge(failures[0], message)
+        return job.route.judge(failures[0], job.message)
 
-    async def _copy(self, message: Message[Any], outcome: Outcome) -> Outcome:
+    async def _copy(self, job: Job, outcome: Outcome) -> Outcome:
+        message = job.message
         token = os.urandom(8).hex()
         if outcome.verdict is Verdict.RETRY and not self.in_process:
             copy = retry_copy(message, self.title, outcome.step, outcome.count, outcome.nacks, token)
         elif outcome.verdict is Verdict.ARCHIVE:
-            copy = archive_copy(
-                message, archive_queue(self.title), self.who, outcome.reason, outcome.error, time.time(), token
-            )
+            who = attrs.evolve(self.who, handler=job.route.target.path)
+            copy = archive_copy(message, archive_queue(self.title), who, outcome.reason, outcome.error, time.time(), token)
         else:
             return outcome
         try:
@@ -97,7 +98,7 @@ class OutcomePublisher:
             raise PublishTimeout(str(error)) from error
         return outcome
 
-    async def _reply(self, message: Message[Any], outcome: Outcome) -> Outcome:
+    async def _reply(self, job: Job, outcome: Outcome) -> Outcome:
         reply = outcome.reply
         if reply is None or self.on_own_channel(reply):
             return outcome
@@ -109,19 +110,19 @@ class OutcomePublisher:
         except PublishError as error:
             self.stats.publish_failures += 1
             if outcome.verdict is not Verdict.ACK:
-                log.warning("a reply was refused: %s", error, extra=fields(message, outcome))
+                log.warning("a reply was refused: %s", error, extra=fields(job.message, outcome))
             else:
-                return await self._refused(message, error)
+                return await self._refused(job, error)
         outcome.reply = None
         return outcome
 
-    async def _refused(self, message: Message[Any], error: PublishError) -> Outcome:
+    async def _refused(self, job: Job, error: PublishError) -> Outcome:
         """Judge a refused reply by policy; a failure that can't be told either leaves the message in the archive."""
-        judged = self.route.judge(error, message)
+        judged = job.route.judge(error, job.message)
         judged.reply = None
         if judged.verdict is Verdict.ACK:
             judged.verdict, judged.reason = Verdict.ARCHIVE, f"its reply was refused: {error}"
-        return await self._copy(message, judged)
+        return await self._copy(job, judged)
 
 
 def fields(message: Message[Any], outcome: Outcome | None = None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import attrs
 from rpcd.core import settings
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import BrokerRefused
-from rpcd.core.routes import Route
+from rpcd.core.outcome import Policy
+from rpcd.core.routes import Choose, Route
 from rpcd.core.topology import Declaration
 from rpcd.core.verdict import Halt
 
@@ -27,9 +28,19 @@ class Plan:
     title: str
     """The queue's name, or its section's if the broker chooses it: retry and archive are named after it."""
     declarations: list[Declaration]
-    route: Route
+    routes: tuple[Route, ...]
+    """One for each handler; all share the consumer's policy, and have a lock or none has."""
     who: Circumstances
     publish_timeout: float
+    exchanges: tuple[str, ...] = ()
+    """The exchange that each route is for; none for a consumer with a single handler."""
+    choose: Choose | None = None
+    """Finds the route of a message on the reactor; None for a consumer with a single handler, which has no choice."""
+
+    @property
+    def policy(self) -> Policy:
+        """What the consumer decides by, whichever handler a message is for."""
+        return self.routes[0].policy
 
     @property
     def connection_name(self) -> str:

@@ -213,7 +213,7 @@ class Settlement:
             self._halted(job.outcome.halt)
 
     async def _settle(self, job: Job, outcome: Outcome) -> None:
-        left = await self._outcomes.publish(job.message, outcome)
+        left = await self._outcomes.publish(job, outcome)
         if left.verdict is Verdict.REQUEUE and left.step:
             await deferLater(self._reactor, left.step / 1000)
         self._settling.discard(job)

@@ -27,20 +27,18 @@ use the old one go on with it; when the last of them has ended and the message i
 import asyncio
 import functools
 import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from rpcd.amqp.crew import Crew, Finished
 from rpcd.amqp.instances import Instances
 from rpcd.amqp.loop import LEAVE_SECONDS, LoopThread
 from rpcd.amqp.running import CURRENT, Running, where
-from rpcd.amqp.waiting import Once, exc_info
-from rpcd.core.lanes import Lanes
+from rpcd.amqp.waiting import exc_info
 from rpcd.core.pipeline import Job, opened, perform_async
 from rpcd.core.routes import Route
 from rpcd.core.verdict import Outcome, Verdict
@@ -53,39 +51,23 @@ CANCEL_SECONDS = 5.0
 
 log = logging.getLogger("rpcd.workers")
 
-Finished = Callable[[list[Job]], None]
 
-
-class Tasks:
+class Tasks(Crew):
     """The tasks of one consumer. `submit`, `hold`, `take_back`, `overdue` and `stop` belong to the reactor."""
 
-    def __init__(self, routes: Iterable[Route], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
+    def __init__(self, routes: tuple[Route, ...], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
         """Prepare the loop; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
-        routes = tuple(routes)
+        super().__init__(routes, count, pool, reactor, finished)
         self.consumer = routes[0].consumer
-        self.count = count
-        self.held = False
-        self.stuck = False
-        """Whether a handler has blocked the loop for longer than its time limit."""
-        self.ready = Once()
-        self.ended = Once()
         self.thread = LoopThread(self.consumer)
-        self._pool = pool
-        self._reactor = reactor
-        self._on_finished = finished
         self._instances = Instances(routes, self.thread, functools.partial(reactor.callFromThread, self._equipped))
-        self._jobs: deque[Job] = deque()
         self._running: set[Running] = set()
         self._free = count
         self._waking = False
-        self._results: deque[Job] = deque()
-        self._scheduled = False
         self._stopping = False
         self._idle = asyncio.Event()
         self._suspect: Running | None = None
         self._told = False
-        self._mutex = threading.Lock()
-        self._lanes: Lanes[Job] = Lanes()
         self._in_lanes = routes[0].key is not None
 
     # On the reactor -------------------------------------------------------------------------------
@@ -118,25 +100,10 @@ class Tasks:
         if self._jobs and self._free > 0 and not self.held:
             self._wake()
 
-    def hold(self) -> None:
-        """Start no further job; running ones go on."""
-        self.held = True
-
     def resume(self) -> None:
         """Start jobs again."""
         self.held = False
         self._wake()
-
-    def take_back(self) -> list[Job]:
-        """Take out every job that has not started, in the order in which they came; running lanes go on."""
-        with self._mutex:
-            found = self._lanes.clear()
-            while self._jobs:
-                job = self._jobs.popleft()
-                if job.entered:
-                    self._lanes.leave(job.key)
-                found.append(job)
-        return sorted(found, key=lambda job: job.tag)
 
     @property
     def running(self) -> list[Job]:
@@ -201,15 +168,6 @@ class Tasks:
     def stack(self, job: Job) -> str | None:
         """Tell where the handler of an overdue job hung."""
         return next((each.trace for each in list(self._running) if each.overdue is job), None)
-
-    def flush(self) -> None:
-        """Take in all results that are there, without waiting for a wake-up that is under way."""
-        self._scheduled = False
-        results, batch = self._results, []
-        while results:
-            batch.append(results.popleft())
-        if batch:
-            self._on_finished(batch)
 
     def stop(self) -> None:
         """Let the loop end once it is idle; instances are shut down on it.

@@ -19,18 +19,16 @@ key; without one, opening is unguarded. `hold` makes all workers stop taking; wh
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from rpcd.amqp.waiting import Once, exc_info
+from rpcd.amqp.crew import Crew, Finished
+from rpcd.amqp.waiting import exc_info
 from rpcd.amqp.worker import Worker
-from rpcd.core.errors import TimeLimitPassed
-from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
 from rpcd.core.verdict import Outcome, Verdict
@@ -40,33 +38,18 @@ SETTLE_SECONDS = 180.0
 
 log = logging.getLogger("rpcd.workers")
 
-Finished = Callable[[list[Job]], None]
 
-
-class Workers:
+class Workers(Crew):
     """The workers of one consumer. `submit`, `hold`, `take_back`, `overdue` and `stop` belong to the reactor."""
 
-    def __init__(self, route: Route, count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
+    def __init__(self, routes: tuple[Route, ...], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
         """Prepare workers; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
-        self.route = route
-        self.count = count
+        super().__init__(routes, count, pool, reactor, finished)
         self.workers: list[Worker] = []
-        self.held = False
-        self.stuck = False  # as `Tasks` may be: threads are lost one by one
-        self.ready = Once()
-        self._pool = pool
-        self._reactor = reactor
-        self._on_finished = finished
-        self._jobs: deque[Job] = deque()
         self._parked: list[Worker] = []
         self._waking = False
-        self._results: deque[Job] = deque()
-        self._scheduled = False
         self._stopping = threading.Event()
-        self._mutex = threading.Lock()
-        self._lanes: Lanes[Job] = Lanes()
-        self.ended = Once()
-        self._take = self._take_any if route.key is None else self._take_in_lane
+        self._take = self._take_any if routes[0].key is None else self._take_in_lane
 
     # On the reactor -------------------------------------------------------------------------------
 
@@ -76,14 +59,14 @@ class Workers:
             self._start_one()
 
     def _start_one(self) -> None:
-        worker = Worker(self.route, self._stopping)
+        worker = Worker(self.routes, self._stopping)
         self.workers.append(worker)
         self._pool.adjustPoolsize(maxthreads=self._pool.max + 1)
         deferToThreadPool(self._reactor, self._pool, self._loop, worker).addErrback(self._broken, worker)
 
     def _broken(self, failure: Failure, worker: Worker) -> None:
         """Replace a loop that was ended by an exception of rpcd itself, and give back what it had in hand."""
-        log.critical("a worker of %s ended", self.route.consumer, exc_info=exc_info(failure))
+        log.critical("a worker of %s ended", self.routes[0].consumer, exc_info=exc_info(failure))
         self._has_ended(worker)
         if not self._stopping.is_set():
             self._start_one()
@@ -111,26 +94,11 @@ class Workers:
         if self._jobs and self._parked and not self.held:
             self._wake()
 
-    def hold(self) -> None:
-        """Start no further job; running ones go on."""
-        self.held = True
-
     def resume(self) -> None:
         """Start jobs again."""
         self.held = False
         for _ in range(len(self._parked)):
             self._wake()
-
-    def take_back(self) -> list[Job]:
-        """Take out every job that has not started, in the order in which they came; running lanes go on."""
-        with self._mutex:
-            found = self._lanes.clear()
-            while self._jobs:
-                job = self._jobs.popleft()
-                if job.entered:
-                    self._lanes.leave(job.key)
-                found.append(job)
-        return sorted(found, key=lambda job: job.tag)
 
     @property
     def running(self) -> list[Job]:
@@ -162,15 +130,6 @@ class Workers:
         """Tell where the handler of an overdue job hangs."""
         return next((worker.stack() for worker in self.workers if worker.overdue is job), None)
 
-    def flush(self) -> None:
-        """Take in all results that are there, without waiting for a wake-up that is under way."""
-        self._scheduled = False
-        results, batch = self._results, []
-        while results:
-            batch.append(results.popleft())
-        if batch:
-            self._on_finished(batch)
-
     def stop(self) -> None:
         """Let every loop end once it is idle; instances are shut down in their threads.
 
@@ -193,7 +152,7 @@ class Workers:
         if worker.equip():
             self._reactor.callFromThread(self.ready.fire)
             self._work(worker)
-            worker.shut_down(TimeLimitPassed() if worker.overdue is not None else None)
+        worker.end()
         self._reactor.callFromThread(self._has_ended, worker)
 
     def _has_ended(self, worker: Worker | None) -> None:
@@ -203,7 +162,7 @@ class Workers:
             self.ended.fire()
 
     def _work(self, worker: Worker) -> None:
-        while worker.overdue is None and worker.handler is not None:
+        while worker.overdue is None and worker.equipped:
             job = None if self.held else self._take(worker)
             if job is None:
                 if not self._park(worker):
@@ -253,7 +212,7 @@ class Workers:
 
     def _handle(self, worker: Worker, job: Job) -> Job | None:
         """Carry one job to its outcome and return the next one of its lane, if it has one."""
-        error = perform(job, worker.handler)  # type: ignore[arg-type]  # equipped before the loop began
+        error = perform(job, worker.handlers[job.route.number])  # type: ignore[arg-type]  # equipped before the loop began
         if worker.overdue is job:  # it was settled as overdue; its lane is free only now
             worker.job = None
             self._leave_lane(job)
@@ -261,7 +220,7 @@ class Workers:
         outcome = job.outcome
         if outcome is not None and outcome.halt is not None:
             self.held = True
-        if error is not None and worker.is_spent_by(error):
+        if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)
             return None
         # written off just when its job came to an end: the job counts, the worker goes
@@ -300,6 +259,5 @@ class Workers:
         job.waiter = settled.set
         self._finish(worker, job, stays=False)
         settled.wait(SETTLE_SECONDS)
-        worker.shut_down(error)
-        worker.handler = None
+        worker.shut_down(job.route, error)
         worker.equip()

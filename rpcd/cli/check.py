@@ -101,6 +101,14 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
     return findings
 
 
+def _handlers(plan: Plan) -> str:
+    """Name a consumer's handler; those of a namespace each with its exchange."""
+    paths = [route.target.path for route in plan.routes]
+    if not plan.exchanges:
+        return paths[0]
+    return "\n".join(f"{exchange} -> {path}" for exchange, path in zip(plan.exchanges, paths, strict=True))
+
+
 def _code(findings: list[Finding]) -> int:
     codes = [
         finding.error.exit_code if isinstance(finding.error, BrokerRefused) else ExitCode.CONFIG
@@ -129,7 +137,7 @@ def _print(config: str, plans: list[Plan], findings: list[Finding]) -> None:
         table.add_row(
             plan.name,
             plan.queue or "(named by the broker)",
-            section.handler or section.namespace or "",
+            _handlers(plan),
             str(section.workers),
             str(section.window),
             section.on_error,

@@ -78,6 +78,11 @@ def address(broker: Broker, heartbeat: int | None = None) -> Address:
     )
 
 
+def virtual_host_of(url: str) -> str:
+    """Return the virtual host that a URL names, or an empty string if it names none; the URL may be wrong."""
+    return unquote(url.partition("://")[2].partition("?")[0].partition("/")[2])
+
+
 def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
     found = []
     for number, part in enumerate(text.split(","), 1):

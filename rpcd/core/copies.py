@@ -79,7 +79,7 @@ def archive_copy(
         "x-rpcd-reason": printable(reason),
         "x-rpcd-exception": error,
         "x-rpcd-attempt": message.attempt,
-        "x-rpcd-handler": who.handler,
+        "x-rpcd-handler": who.handler or None,  # no handler was to have what came from an unknown exchange
         "x-rpcd-consumer": who.consumer,
         "x-rpcd-queue": message.queue,
         "x-rpcd-host": who.host,

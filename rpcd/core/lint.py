@@ -47,6 +47,11 @@ def dotted(path: str) -> bool:
     return _DOTTED.fullmatch(path) is not None
 
 
+def package(path: str) -> bool:
+    """Tell whether a text looks like package.module."""
+    return _PACKAGE.fullmatch(path) is not None
+
+
 def _broker(settings: Settings) -> Iterator[Problem]:
     broker = settings.broker
     if not 0 <= broker.heartbeat <= MAX_16_BITS:

@@ -1,4 +1,4 @@
-"""Parsed TOML -> settings: every mistake is found at once, and each names its path and the way out."""
+"""Parsed TOML or YAML -> settings: every mistake is found at once, and each names its path and the way out."""
 
 import difflib
 import functools
@@ -12,8 +12,9 @@ from cattrs.cols import list_structure_factory
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, mapping_structure_factory
 
+from rpcd.core import overlay
 from rpcd.core import settings as tree
-from rpcd.core.address import AddressError, address, whole
+from rpcd.core.address import AddressError, address, virtual_host_of, whole
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.expand import Expander, ReadFile
 from rpcd.core.lint import lint
@@ -29,24 +30,45 @@ _OF_URL = ("url", "username", "password", "virtual_host")
 Path = tuple[str | int, ...]
 
 
-def load(parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFile) -> tuple[Settings, list[Problem]]:
+def load(
+    parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFile, virtual_host: str | None = None
+) -> tuple[Settings, list[Problem]]:
     """Turn a parsed config file into settings and a list of every problem that could be found.
 
     With problems the settings are what is left without the parts at fault: good for further checks, never to be run.
     `environment` gives what strings are expanded from, and RABBITMQ_URL and RABBITMQ_HEARTBEAT, which win over the file.
+    `virtual_host` names the overlay that is laid over the file; it wins over the virtual host in RABBITMQ_URL.
     """
     expander = Expander(environment, read)
-    raw = expander.tree(dict(parsed))
-    if "RABBITMQ_URL" in environment and isinstance(raw.setdefault("broker", {}), dict):
-        own = {key: value for key, value in raw["broker"].items() if key not in _OF_URL}  # another broker gets no password
-        raw["broker"] = {**own, "url": environment["RABBITMQ_URL"]}
-    settings, mistakes = _structure(raw)
-    problems = [*expander.problems, *mistakes]
+    raw = expander.tree(overlay.laid(parsed, virtual_host))
+    _choose_broker(raw, parsed, environment, virtual_host)
+    if overlay.OVERLAYS in parsed:
+        raw[overlay.OVERLAYS] = _sweep(parsed[overlay.OVERLAYS])  # a copy, whose strings stay as they are
+    settings, problems = _structure(raw)
+    problems = [*expander.problems, *overlay.mistakes(parsed, virtual_host), *problems]
     if not any(problem.path == "broker.url" for problem in problems):
         problems += _address_problems(settings, environment)
-    empty = not parsed.get("consumers")  # else those that are missing now were taken out, and it was said why
+    empty = not overlay.laid(parsed, virtual_host).get("consumers")  # else they were taken out, and it was said why
     told = {problem.path for problem in problems} | (set() if empty else {"consumers"})
-    return settings, problems + [problem for problem in lint(settings) if problem.path not in told]
+    problems += [problem for problem in lint(settings) if problem.path not in told]
+    return settings, overlay.placed(problems, parsed, virtual_host)
+
+
+def _choose_broker(
+    raw: dict[str, Any], parsed: Mapping[str, Any], environment: Mapping[str, str], virtual_host: str | None
+) -> None:
+    """Put in what wins over the file's [broker]: RABBITMQ_URL, and over that the virtual host that was asked for."""
+    broker = raw.get("broker", {})
+    if not isinstance(broker, dict):
+        return
+    over = overlay.chosen(parsed, virtual_host).get("broker", {})
+    said = {key: broker[key] for key in _OF_URL if key in over}  # expanded by now
+    if "RABBITMQ_URL" in environment:
+        own = {key: value for key, value in broker.items() if key not in _OF_URL}  # another broker gets no password
+        raw["broker"] = broker = {**own, "url": environment["RABBITMQ_URL"]}
+    if virtual_host in overlay.names(parsed):
+        named = said["url"] if isinstance(said.get("url"), str) else ""
+        raw["broker"] = {**broker, "virtual_host": said.get("virtual_host", virtual_host_of(named) or virtual_host)}
 
 
 def heartbeat(environment: Mapping[str, str]) -> int | None:

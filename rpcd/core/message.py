@@ -58,10 +58,7 @@ class Outlet(Protocol):
     """How a message's handler reaches the broker at once; rpcd gives one to every message it delivers."""
 
     def publish_now(self, outgoing: Outgoing) -> Any:
-        """Publish and return when the broker has confirmed; called in a worker thread.
-
-        Called on the loop of async handlers it returns at once, with something to await.
-        """
+        """Publish and return when the broker has confirmed; called on a loop, return at once what is to be awaited."""
 
 
 @attrs.frozen

@@ -40,6 +40,8 @@ class Route:
     layers: tuple[Layer, ...] = ()
     key: Key | None = None
     """The lane of an opened message; None when the consumer has no lock."""
+    number: int = 0
+    """Its place among the routes of its consumer, and so that of its handler among a worker's."""
 
     def make_handler(self) -> tuple[Handler, Any]:
         """Make the handler of one worker, folded into its layers, and return it with the bare object."""
@@ -72,17 +74,7 @@ class Route:
         message.attempt = 1 + max(message.attempt - 1, counted(headers, COUNT_HEADER, self.policy.steps.attempts - 1))
         message.nacks = max(message.nacks, counted(headers, NACK_HEADER, MAX_NACKS))
         message.deadline = deadline(headers, properties.expiration, properties.timestamp, message.received)
-        exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
-        if (
-            message.exchange == ""
-            and message.routing_key == self.queue
-            and isinstance(exchange, str)
-            and isinstance(key, str | bytes)
-            and fits(exchange)
-            and fits(key)
-        ):
-            # Only what came through a retry step looks like this; elsewhere the headers are a client's claim.
-            message.exchange, message.routing_key = exchange, typing.cast("str", key)  # as it first arrived
+        message.exchange, message.routing_key = origin(message, self.queue)
 
     def run(self, message: Message[Any], handler: Handler) -> Outcome:
         """Call the handler and return the outcome of what it returned; what it raises comes through."""
@@ -102,6 +94,46 @@ class Route:
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
         """Return the outcome of an exception."""
         return judge(error, message, self.policy, self.clock())
+
+
+@attrs.define
+class Stray(Route):
+    """The route of a message that no handler of its consumer is for: it is a bad message, answered and archived."""
+
+    known: tuple[str, ...] = ()
+    """The exchanges that there are handlers for."""
+
+    def open(self, message: Message[Any]) -> None:
+        """Read what came with the message, as far as a reply and an archive need it; then raise BadMessage."""
+        reply_to = message.properties.reply_to
+        if reply_to is not None and self.policy.replies.wanted(message):
+            self.policy.replies.check(reply_to)
+        self._read_headers(message)
+        self.check_deadline(message)
+        raise BadMessage("exchange", f"no handler here is for it; there are handlers for {', '.join(self.known)}")
+
+
+Choose = Callable[[Message[Any]], Route]
+
+
+def by_exchange(routes: Mapping[str, Route], stray: Route) -> Choose:
+    """Build the function that finds the route of a message by its exchange; it runs on the reactor, and never raises."""
+
+    def choose(message: Message[Any]) -> Route:
+        return routes.get(origin(message, stray.queue)[0], stray)
+
+    return choose
+
+
+def origin(message: Message[Any], queue: str) -> tuple[str, str]:
+    """Return the exchange and the key that a message was first published with, also if it came back from a retry step."""
+    if message.exchange != "" or message.routing_key != queue:
+        return message.exchange, message.routing_key
+    # Only what came through a retry step looks like this; elsewhere the headers are a client's claim.
+    exchange, key = message.headers.get(EXCHANGE_HEADER), message.headers.get(ROUTING_KEY_HEADER)
+    if isinstance(exchange, str) and isinstance(key, str | bytes) and fits(exchange) and fits(key):
+        return exchange, typing.cast("str", key)
+    return message.exchange, message.routing_key
 
 
 def lane_key(path: str) -> Key:

@@ -25,7 +25,7 @@ Name = NewType("Name", str)
 
 def setting(sentence: str, default: Any = attrs.NOTHING, *, secret: bool = False) -> Any:
     """Define one setting: what it decides, its default, and whether it must never be shown."""
-    metadata = {"sentence": sentence}
+    metadata = {"sentence": sentence, "secret": secret}
     if isinstance(default, list | dict):
         kind = type(default)
         return attrs.field(factory=lambda: kind(default), metadata=metadata, repr=not secret, kw_only=True)
@@ -246,6 +246,11 @@ class Settings:
     exchanges: dict[str, Exchange] = setting("Exchanges to be declared.", {})
     queues: dict[str, Queue] = setting("Queues to be declared.", {})
     consumers: dict[str, Consumer] = setting("Queues and their handlers.", {})
+    virtual_hosts: dict[str, dict[str, Any]] = setting(
+        "Sections that are laid over those above for --virtual-host NAME; broker.virtual_host is then NAME.",
+        {},
+        secret=True,
+    )
 
     def exchange_name(self, key: str) -> str:
         """Return the broker's name of an exchange that is named by its section, or by itself."""

@@ -204,6 +204,8 @@ def make_plan(handler: Any, queue: dict[str, Any], section: dict[str, Any], publ
         queues={"orders": settings.Queue(**queue)},
         consumers={"orders": settings.Consumer(queue="orders", handler="test:handler", **section)},
     )
+    if isinstance(handler, dict):  # of a namespace: each is for one exchange
+        return plan(tree, "orders", {name: target(f"test.{name}:handle", each) for name, each in handler.items()})
     return plan(tree, "orders", target("test:handler", handler))
 
 

@@ -44,7 +44,7 @@ class Bench:
         self.broker = broker
         self.reactor = broker.reactor
         self.plan = make_plan(lambda _message: None, section.pop("queue", {}), section, 60.0)
-        self.route = self.plan.route
+        self.route = self.plan.routes[0]
         self.publisher = Publisher(Dialled(ADDRESS, self.reactor, "0.1"), [], 30.0, 60.0, pytest.fail, "publisher")
         self.publisher.start()
         self.reactor.run()
@@ -63,7 +63,7 @@ class Bench:
         outcomes = OutcomePublisher(
             self.reactor,
             self.publisher,
-            self.route,
+            self.plan.policy,
             self.plan.who,
             self.stats,
             self.plan.title,

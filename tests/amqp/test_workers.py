@@ -33,8 +33,8 @@ class Crew:
         self.settles = True
         self.log: list[str] = []
         plan = make_plan(handler, {}, section, 60.0)
-        self.route = plan.route
-        self.workers = Workers(plan.route, plan.section.workers, pool, reactor, self._finished)
+        self.route, self.routes = plan.routes[0], plan.routes
+        self.workers = Workers(plan.routes, plan.section.workers, pool, reactor, self._finished)
         self._tags = itertools.count(1)
         self._ledger = Ledger()
 
@@ -53,6 +53,14 @@ class Crew:
     def job(self, name: Any, key: Any = "", kind: type[Job] = Job) -> Job:
         body = f'{{"name": "{name}"}}'.encode()
         return kind(Message(payload=body, routing_key=str(key)), self.route, self._ledger, next(self._tags))
+
+    def give_to(self, number: int, *names: Any, key: Any = "") -> list[Job]:
+        """Give jobs that are for one of several handlers."""
+        jobs = [self.job(name, key) for name in names]
+        for job in jobs:
+            job.route = self.routes[number]
+            self.workers.submit(job)
+        return jobs
 
     def give(self, *names: Any, key: Any = "") -> list[Job]:
         jobs = [self.job(name, key) for name in names]
@@ -1004,8 +1012,8 @@ def test_the_pauses_of_a_failing_constructor_grow_to_their_limit(reactor: Reacto
     pauses: list[float] = []
     stopping = threading.Event()
     monkeypatch.setattr(stopping, "wait", pauses.append)
-    route = make_plan(handler_class(recorder), {}, {}, 60.0).route
-    assert Worker(route, stopping).equip()
+    routes = make_plan(handler_class(recorder), {}, {}, 60.0).routes
+    assert Worker(routes, stopping).equip()
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
@@ -1064,3 +1072,91 @@ def test_a_thread_knows_its_worker(crew: MakeCrew) -> None:
     it.give("a")
     it.until(1)
     assert found == it.workers.workers
+
+
+# Several handlers ---------------------------------------------------------------------------------
+
+
+def test_each_route_has_its_own_handler(crew: MakeCrew) -> None:
+    ran: list[Any] = []
+    it = crew({"one": lambda message: ran.append((1, message.body["name"])), "two": lambda _message: ran.append((2, ""))})
+    it.give_to(0, "a")
+    it.give_to(1, "b")
+    it.until(2)
+    assert ran == [(1, "a"), (2, "")]
+
+
+def test_only_the_instance_that_failed_is_shut_down_and_replaced(crew: MakeCrew) -> None:
+    one, two = Recorder(), Recorder()
+    it = crew({"one": handler_class(one), "two": handler_class(two, bad=ValueError("no"))}, on_error="drop")
+    it.give_to(1, "bad", "good")
+    it.give_to(0, "good")
+    it.until(3)
+    assert (one.log, two.log) == (["made 1"], ["made 1", "shutdown 1 ValueError", "made 2"])
+    it.stop()
+    assert (one.log[1:], two.log[3:]) == (["shutdown 1 NoneType"], ["shutdown 2 NoneType"])
+
+
+def test_no_message_is_taken_before_every_handler_is_made_and_it_is_said_which_is_not(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "MAKE_SECONDS", (0.001, 0.001))
+    one, two = Recorder(), Recorder()
+    two.fails = 3
+    it = crew({"one": handler_class(one), "two": handler_class(two)})
+    assert (one.log, two.log) == (["made 1"], ["fails"] * 3 + ["made 1"])  # made once, whatever befalls its neighbour
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == ["test.two:handle can't be made"] * 3
+    it.give_to(1, "good")
+    it.until(1)
+
+
+def test_stopping_while_one_of_two_handlers_cannot_be_made_shuts_the_other_down(reactor: Reactor, pool: DaemonPool) -> None:
+    one, tried = Recorder(), threading.Event()
+
+    class Failing:
+        def __init__(self) -> None:
+            tried.set()
+            raise OSError("the database is down")
+
+        def __call__(self, message: Any) -> None:
+            """Handle a message."""
+
+    it = Crew({"one": handler_class(one), "two": Failing}, reactor, pool)
+    it.workers.start()
+    assert tried.wait(LONGEST)
+    it.stop()
+    assert one.log == ["made 1", "shutdown 1 NoneType"]
+
+
+@pytest.mark.usefixtures("clocked")
+def test_of_a_written_off_worker_only_the_handler_that_overran_is_told_so(crew: MakeCrew) -> None:
+    one, two = Recorder(), Recorder()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def stuck(_message: Any) -> None:
+        entered.set()
+        assert go_on.wait(LONGEST)
+
+    it = crew({"one": handler_class(one), "two": handler_class(two, stuck=stuck)})
+    it.give_to(1, "stuck")
+    assert entered.wait(LONGEST)
+    it.reactor.advance(61.0)
+    assert len(list(it.workers.overdue(60.0))) == 1
+    go_on.set()
+    it.reactor.until(lambda: it.workers.lost == 0)
+    assert "shutdown 1 NoneType" in one.log
+    assert "shutdown 1 TimeLimitPassed" in two.log
+
+
+def test_the_same_key_is_the_same_lane_whichever_handler_it_is_for(crew: MakeCrew) -> None:
+    gate = Gate()
+    it = crew({"one": gate, "two": gate}, workers=2, lock="routing_key")
+    it.give_to(0, "a", key="ann")
+    it.give_to(1, "b", key="ann")
+    it.give_to(1, "c", key="bob")
+    gate.let("c")
+    it.until(1)
+    gate.let_all()
+    it.until(3)
+    assert gate.order.index("a") < gate.order.index("b")
+    assert it.names() == ["c", "a", "b"]

@@ -147,7 +147,7 @@ def test_a_config_becomes_one_plan_a_consumer(assembled: Any) -> None:
     assert shop.section is settings.consumers["shop"]
     assert shop.declarations == plan_consumer(settings, "shop")
     assert (shop.who.consumer, shop.who.handler) == ("shop", "shop_handlers.PlaceOrder")
-    route = shop.route
+    (route,) = shop.routes
     assert (route.consumer, route.queue, route.max_body, route.config) == (
         "shop",
         "company-orders",
@@ -166,15 +166,15 @@ def test_a_config_becomes_one_plan_a_consumer(assembled: Any) -> None:
         "live",
         "live.archive",
     }
-    assert live.route.policy.longest == 60
+    assert live.routes[0].policy.longest == 60
 
 
 def test_the_route_of_a_plan_carries_a_message_to_its_handler(assembled: Any) -> None:
     _, (plan,) = assembled(PLAIN.replace(":handle", ":PlaceOrder") + 'lock = "body.customer"\nconfig = { dsn = "x" }\n')
-    handler, _ = plan.route.make_handler()
+    handler, _ = plan.routes[0].make_handler()
     message = Message[Any](payload=b'{"customer": "ann"}')
-    plan.route.open(message)
-    assert (message.body.customer, plan.route.key(message), handler(message)) == ("ann", "ann", {"dsn": "x"})
+    plan.routes[0].open(message)
+    assert (message.body.customer, plan.routes[0].key(message), handler(message)) == ("ann", "ann", {"dsn": "x"})
 
 
 def test_what_the_file_says_is_what_the_settings_say(write: Write) -> None:

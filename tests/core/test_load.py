@@ -83,7 +83,7 @@ CONSUMER = ("consumers", "shop")
             ("brokers",), {}, "brokers: unknown key; did you mean 'broker'?",
         ),
         (
-            ("zzz",), {}, "zzz: unknown key; known here: broker, service, logging, exchanges, queues, consumers",
+            ("zzz",), {}, "zzz: unknown key; known here: broker, service, logging, exchanges, queues, consumers, virtual_hosts",
         ),
         (("service", "path"), "x", "service.path: expected an array, got a string"),
         (("service", "path"), [True], "service.path[0]: expected a string, got true"),

@@ -16,7 +16,7 @@ from rpcd.core.message import Message
 from rpcd.core.outcome import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
-from rpcd.core.routes import Route, lane_key
+from rpcd.core.routes import Route, Stray, by_exchange, lane_key, origin
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Verdict
 from rpcd.core.wire import Properties, read_properties
@@ -395,3 +395,68 @@ def test_what_nobody_published_is_the_handlers_mistake() -> None:
 
     with pytest.raises(TypeError, match=r"message.published holds what message.publish\(\) has not put there"):
         route().run(came, spoil)
+
+
+# Several handlers ---------------------------------------------------------------------------------
+
+
+def stray(**others: Any) -> Stray:
+    return Stray(**{**attrs.asdict(route(**others), recurse=False), "known": ("create", "delete")})
+
+
+CREATE, DELETE = route(consumer="create"), route(consumer="delete", number=1)
+CHOOSE = by_exchange({"create": CREATE, "delete": DELETE}, stray())
+
+
+@pytest.mark.parametrize(("exchange", "chosen"), [("create", CREATE), ("delete", DELETE)])
+def test_the_exchange_of_a_message_chooses_its_route(exchange: str, chosen: Route) -> None:
+    assert CHOOSE(message(exchange=exchange, routing_key="orders")) is chosen
+
+
+@pytest.mark.parametrize("exchange", ["", "other", b"\xff"])
+def test_a_message_from_any_other_exchange_is_a_stray(exchange: Any) -> None:
+    assert isinstance(CHOOSE(message(exchange=exchange, routing_key="orders")), Stray)
+
+
+def test_a_copy_that_came_back_has_the_route_of_its_first_attempt() -> None:
+    came = message({"x-rpcd-exchange": "delete", "x-rpcd-routing-key": "k"}, exchange="", routing_key="orders")
+    assert CHOOSE(came) is DELETE
+    DELETE.open(came)
+    assert CHOOSE(came) is DELETE
+
+
+@pytest.mark.parametrize(("exchange", "key"), [("create", "orders"), ("", "other")])
+def test_a_clients_claim_to_come_from_elsewhere_chooses_nothing(exchange: str, key: str) -> None:
+    came = message({"x-rpcd-exchange": "delete", "x-rpcd-routing-key": "k"}, exchange=exchange, routing_key=key)
+    assert CHOOSE(came) is not DELETE
+    assert origin(came, "orders") == (exchange, key)
+
+
+def test_headers_that_cannot_be_read_choose_nothing() -> None:
+    came = message(exchange="", routing_key="orders")
+    came.properties.headers = Headers(b"x", fault="cut")
+    assert isinstance(CHOOSE(came), Stray)
+
+
+def test_a_stray_is_a_bad_message_whatever_its_body_is() -> None:
+    came = message({"x-retry-count": 2}, body=b"no json", exchange="other", reply_to="amq.gen-x")
+    lost = stray()
+    with pytest.raises(
+        BadMessage, match="exchange: no handler here is for it; there are handlers for create, delete"
+    ) as bad:
+        lost.open(came)
+    assert came.attempt == 3
+    outcome = lost.judge(bad.value, came)
+    assert outcome.verdict is Verdict.ARCHIVE
+    assert outcome.reply is not None
+    assert b'"place":"exchange"' in outcome.reply.body
+
+
+def test_a_stray_is_answered_nowhere_where_no_message_may_be_answered() -> None:
+    with pytest.raises(ReplyRefused):
+        stray().open(message(exchange="other", reply_to="orders"))
+
+
+def test_a_stray_whose_sender_has_stopped_waiting_is_late_first() -> None:
+    with pytest.raises(DeadlinePassed):
+        stray().open(message({"x-deadline": NOW - 1}, exchange="other"))

@@ -1,0 +1,237 @@
+"""`@rpcd.message_handler`: a handler that says itself what it wants to be sent, and how that becomes settings.
+
+The decorator only marks its object. What an operator names in `[service] modules` is imported, and marks on its top-level
+names become sections of the config, under those of the file: whatever the file says of the same queue or consumer wins.
+"""
+
+import copy
+import difflib
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+
+from rpcd.core.errors import Problem
+from rpcd.core.settings import Consumer, Settings
+
+MARK = "__rpcd_registrations__"
+
+PLACE = "@message_handler "
+"""How the place of a mistake begins that is a decorator's, not the file's."""
+
+_OWN = frozenset({"queue", "handler", "namespace", "exchanges"})
+"""What the decorator itself says of its consumer."""
+
+ObjectT = TypeVar("ObjectT")
+
+
+@attrs.frozen
+class Registration:
+    """What one decorator said."""
+
+    routing_keys: tuple[str, ...]
+    exchange: str
+    queue: str | None
+    name: str | None
+    settings: Mapping[str, Any]
+
+
+@attrs.frozen
+class Registered:
+    """A registration, and the object that it was found on."""
+
+    registration: Registration
+    path: str
+    """Where the object is: package.module:Name."""
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.registration.queue or self.path.replace(":", ".")
+
+    @property
+    def name(self) -> str:
+        """The consumer's name."""
+        return self.registration.name or self.queue
+
+
+def message_handler(
+    routing_keys: str | Sequence[str], *, exchange: str, queue: str | None = None, name: str | None = None, **settings: Any
+) -> Callable[[ObjectT], ObjectT]:
+    """Register a function or class as the handler of what an exchange is sent with one of some routing keys.
+
+    `exchange` is the name of an [exchanges] section or of an exchange that exists; with a topic exchange the keys may have
+    wildcards. `queue` is the queue's name, `module.function` if not given, and `name` the consumer's, the queue's if not
+    given. Everything else is a setting of [consumers.NAME]: workers, lock, retry={"delays": [1, 60]}, config={...}. The
+    config file wins over it, setting by setting. The object comes back as it was, and is called in a test like any other.
+    It is run only if `[service] modules` names its module. Raises TypeError or ValueError for wrong arguments.
+    """
+    keys = (routing_keys,) if isinstance(routing_keys, str) else routing_keys
+    _check_keys(keys)
+    _check_name("exchange", exchange)
+    for what, value in (("queue", queue), ("name", name)):
+        if value is not None:
+            _check_name(what, value)
+    _check_settings(settings)
+    registration = Registration(tuple(keys), exchange, queue, name, settings)
+
+    def mark(decorated: ObjectT) -> ObjectT:
+        if not callable(decorated):
+            raise TypeError(f"@message_handler: a handler is a function or a class, not of type {type(decorated).__name__}")
+        try:
+            setattr(decorated, MARK, (*marks(decorated), registration))
+        except (AttributeError, TypeError):
+            said = f"@message_handler: an object of type {type(decorated).__name__} can't be marked; decorate a function"
+            raise TypeError(said) from None
+        return decorated
+
+    return mark
+
+
+def _check_keys(keys: Any) -> None:
+    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+        raise TypeError("@message_handler: routing_keys is a string, or a list of strings")
+    if not keys or not all(keys):
+        raise ValueError('@message_handler: a routing key is empty, or there is none; for a fanout exchange write "#"')
+
+
+def _check_name(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"@message_handler: {what} is a string, not of type {type(value).__name__}")
+    if not value:
+        said = "; a queue needs no binding to the default exchange: write [consumers.NAME]" if what == "exchange" else ""
+        raise ValueError(f"@message_handler: {what} is empty{said}")
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    known = [field.name for field in attrs.fields(Consumer) if field.name not in _OWN]
+    for unknown in settings:
+        if unknown in _OWN:
+            raise TypeError(f"@message_handler: {unknown!r} is said by the decorator itself; leave it out")
+        if unknown not in known:
+            close = difflib.get_close_matches(unknown, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            raise TypeError(f"@message_handler: there is no setting {unknown!r}; {hint}")
+
+
+def marks(value: Any) -> tuple[Registration, ...]:
+    """Return what the decorators on an object said; what a class has inherited is not its own."""
+    try:
+        found = vars(value).get(MARK, ())
+    except Exception:  # noqa: BLE001  # no __dict__, or a module's lazy object, which may raise whatever it likes
+        return ()
+    return found if isinstance(found, tuple) and all(isinstance(each, Registration) for each in found) else ()
+
+
+def registered(modules: Iterable[types.ModuleType]) -> list[Registered]:
+    """Return what is registered by the top-level names of modules, each object once, wherever it is imported to."""
+    found: list[Registered] = []
+    seen: set[int] = set()
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if (said := marks(value)) and id(value) not in seen:
+                seen.add(id(value))
+                found += [Registered(each, _home(value) or f"{module.__name__}:{name}") for each in said]
+    return found
+
+
+def _home(value: Any) -> str | None:
+    """Return the path of an object where it was defined; None if it is not, or no longer, what is found there."""
+    module, name = sys.modules.get(getattr(value, "__module__", "")), getattr(value, "__qualname__", "")
+    return f"{module.__name__}:{name}" if module is not None and vars(module).get(name) is value else None
+
+
+# Registrations as settings ------------------------------------------------------------------------
+
+
+def clashes(found: Sequence[Registered], settings: Settings) -> Iterator[Problem]:
+    """Yield a problem for each registration that wants a consumer's name, or a queue, that another has already."""
+    first: dict[str, Registered] = {}
+    for each in found:
+        other = first.setdefault(each.name, each)
+        if other is not each:
+            owner = "another decorator on the same object" if other.path == each.path else other.path
+            yield Problem(_place(each), f"the consumer {each.name!r} is that of {owner} already", _OWN_QUEUE)
+    owners: dict[str, str] = {}
+    order = sorted(settings.consumers, key=lambda name: name in first)  # what only the file says was there before
+    for name in order:
+        owner = owners.setdefault(settings.consumers[name].queue, name)
+        if owner != name and name in first:
+            said = first[owner].path if owner in first else f"consumers.{owner}"
+            what = f"the queue {settings.consumers[name].queue!r} is that of {said} already"
+            yield Problem(_place(first[name]), what, _OWN_QUEUE)
+
+
+_OWN_QUEUE = "give each decorator a queue= of its own"
+
+
+def _place(each: Registered, setting: str = "") -> str:
+    return f"{PLACE}{each.path}" + (f", {setting}" if setting not in ("", "handler") else "")
+
+
+def sections(raw: Mapping[str, Any], found: Iterable[Registered]) -> dict[str, Any]:
+    """Return a parsed config with the sections of registrations added under its own, which is left as it is."""
+    tree = copy.deepcopy(dict(raw))
+    for each in found:
+        key = queue_key(tree, each)
+        binding = {"exchange": each.registration.exchange, "routing_keys": list(each.registration.routing_keys)}
+        consumer = {"queue": key, "handler": each.path, **each.registration.settings}
+        _put_under(tree, {"queues": {key: {"bindings": [binding]}}, "consumers": {each.name: consumer}})
+    return tree
+
+
+def queue_key(raw: Mapping[str, Any], each: Registered) -> str:
+    """Return the name of the [queues] section of a registration's queue, which may have another name than the queue."""
+    queues = raw.get("queues")
+    if isinstance(queues, dict) and each.queue not in queues:
+        for key, section in queues.items():
+            if isinstance(section, dict) and section.get("name") == each.queue:
+                return str(key)
+    return each.queue
+
+
+def _put_under(upper: dict[str, Any], lower: Mapping[str, Any]) -> None:
+    """Add what only `lower` has; tables are gone into, everything else of `upper` stays as it is."""
+    for key, value in lower.items():
+        if isinstance(value, Mapping) and isinstance(upper.get(key), dict):
+            _put_under(upper[key], value)
+        elif key not in upper:
+            upper[key] = copy.deepcopy(value)
+
+
+def traced(problem: Problem, raw: Mapping[str, Any], found: Iterable[Registered]) -> Problem:
+    """Return a problem with the decorator as its place if that is where it comes from, not the file that `raw` is."""
+    kind, _, rest = problem.path.partition(".")
+    said: dict[str, tuple[Registered, Mapping[str, Any]]] = {}
+    for each in found:
+        key = queue_key(raw, each)
+        if kind == "consumers":
+            said.setdefault(each.name, (each, {"queue": key, "handler": each.path, **each.registration.settings}))
+        elif kind == "queues":
+            said.setdefault(key, (each, {"bindings": ()}))
+    file = _table(raw.get(kind))
+    fitting = [name for name in (*said, *map(str, file)) if rest == name or rest.startswith((f"{name}.", f"{name}["))]
+    name = max(fitting, key=len, default="")  # one name may begin like another
+    if name not in said:
+        return problem
+    (each, given), section, setting = said[name], _table(file.get(name)), rest[len(name) :].lstrip(".")
+    comes_from_code = not section or (setting and _says(given, setting) and not _says(section, setting))
+    return attrs.evolve(problem, path=_place(each, setting)) if comes_from_code else problem
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _says(section: Mapping[str, Any], setting: str) -> bool:
+    """Tell whether a section sets what a path such as `retry.delays[1]` leads to."""
+    part: Any = section
+    for name in setting.partition("[")[0].split("."):
+        if not isinstance(part, Mapping):
+            return True
+        if name not in part:
+            return False
+        part = part[name]
+    return True
