@@ -37,7 +37,7 @@ from twisted.python.threadpool import ThreadPool
 from rpcd.amqp.crew import Crew, Finished
 from rpcd.amqp.instances import Instances
 from rpcd.amqp.loop import LEAVE_SECONDS, LoopThread
-from rpcd.amqp.running import CURRENT, Running, where
+from rpcd.amqp.running import CURRENT, Running, running_of, where
 from rpcd.amqp.waiting import exc_info
 from rpcd.core.pipeline import Job, opened, perform_async
 from rpcd.core.routes import Route
@@ -140,7 +140,7 @@ class Tasks(Crew):
     def _look_at_blocked(self, now: float, limit: float) -> Iterator[Job]:
         """Say which handler blocks the loop, and write its job off when that has taken too long."""
         blocked = self.thread.blocked
-        found, before = self.thread.current(), self._suspect
+        found, before = self._executing(), self._suspect
         self._suspect = found
         if found is not None and found.overdue is not None:
             return  # it was written off, and now it blocks
@@ -159,6 +159,12 @@ class Tasks(Crew):
                 self.ended.fire()
             if found is not None and found is before and found in self._running and not found.job.claimed:
                 yield self._write_off(found, now, stack)
+
+    def _executing(self) -> Running | None:
+        """Return what is being executed at this moment, by its task or by one that it has made."""
+        task = self.thread.current()
+        own = next((each for each in list(self._running) if each.task is task), None)
+        return own if own is not None or task is None else running_of(task)
 
     def _write_off(self, running: Running, now: float, trace: str) -> Job:
         running.trace, running.since, running.overdue = trace, now, running.job
