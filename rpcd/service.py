@@ -27,7 +27,7 @@ from rpcd.core.settings import Settings
 from rpcd.core.topology import plan_rest
 from rpcd.core.verdict import Halt
 from rpcd.importing import resolve
-from rpcd.ops import ending
+from rpcd.ops import ending, memory
 
 SUPERVISE_SECONDS = 10.0
 """How often wanted and live consumers are compared."""
@@ -91,6 +91,7 @@ class Daemon(Service):
         log.info("rpcd %s starting: %s consumers, broker %s", __version__, len(self.consumers), self.broker.address.safe_url)
         if not self._run_on_start():
             return
+        memory.settle_in(sum(consumer.plan.section.window for consumer in self.consumers))
         self.pool.start()
         self.publisher.start()
         for consumer in self.consumers:

@@ -74,7 +74,8 @@ class Tasks(Crew):
 
     def start(self) -> None:
         """Start the loop; `ready` happens when every route has its handler."""
-        self.thread.start(self._pool, self._reactor).addErrback(self._broken)
+        ended = self.thread.start(self._pool, self._reactor)
+        ended.addErrback(self._broken).addCallback(lambda _none: self.ended.fire())
         self.thread.call(self._instances.start)
 
     def _broken(self, failure: Failure) -> None:
@@ -134,8 +135,9 @@ class Tasks(Crew):
         for each in list(self._running):
             if each.overdue is None:
                 each.since += min(before, now - each.since)
-                if now - each.since > limit and not each.job.claimed and each.task is not None:
-                    yield self._write_off(each, now, where(each.task))
+                task = each.task
+                if now - each.since > limit and not each.job.claimed and task is not None:
+                    yield self._write_off(each, now, where(task))
 
     def _look_at_blocked(self, now: float, limit: float) -> Iterator[Job]:
         """Say which handler blocks the loop, and write its job off when that has taken too long."""
@@ -148,9 +150,8 @@ class Tasks(Crew):
         if not self._told and blocked > min(BLOCKED_SECONDS, limit / 2):
             self._told = True
             path = found.job.route.target.path if found is not None else "what belongs to no message"
-            fields: dict[str, Any] = {"consumer": self.consumer, "trace": stack}
-            if found is not None:
-                fields |= {"queue": found.job.message.queue, "message_id": found.job.message.message_id}
+            message_id = found.job.message.message_id if found is not None else None
+            fields = {"consumer": self.consumer, "message_id": message_id, "trace": stack}
             said = "%s blocks the loop of all handlers, for %.1f s by now; use asyncio.to_thread, or a plain function"
             log.warning(said, path, blocked, extra=fields)
         if blocked > limit and not self.stuck and self._running:
@@ -163,8 +164,9 @@ class Tasks(Crew):
     def _executing(self) -> Running | None:
         """Return what is being executed at this moment, by its task or by one that it has made."""
         task = self.thread.current()
-        own = next((each for each in list(self._running) if each.task is task), None)
-        return own if own is not None or task is None else running_of(task)
+        if task is None:
+            return None
+        return next((each for each in list(self._running) if each.task is task), None) or running_of(task)
 
     def _write_off(self, running: Running, now: float, trace: str) -> Job:
         running.trace, running.since, running.overdue = trace, now, running.job
@@ -228,6 +230,7 @@ class Tasks(Crew):
         """Hand in the outcome of a task that has ended, give its lane and its place to others, and let them start."""
         job, instance = running.job, running.instance
         error = self._raised(job, task)
+        running.task = None  # whose context leads back here: a circle that only the garbage collector would break
         instance.let_go()
         if running.overdue is None:
             if job.outcome is not None and job.outcome.halt is not None:
@@ -295,4 +298,3 @@ class Tasks(Crew):
             await asyncio.wait(late, timeout=LEAVE_SECONDS)
         await self._instances.stop()
         await self.thread.leave()
-        self._reactor.callFromThread(self.ended.fire)

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import functools
+import gc
 import itertools
 import logging
 import random
@@ -17,6 +18,7 @@ from amqp_rig import make_plan
 from amqp_wire import LONGEST, Reactor
 
 from rpcd.amqp import instances as instances_module
+from rpcd.amqp.running import Running
 from rpcd.amqp.tasks import BLOCKED_SECONDS, CANCEL_SECONDS, Tasks
 from rpcd.amqp.worker import DaemonPool
 from rpcd.core.errors import Drop, HaltConsumer
@@ -381,6 +383,21 @@ def test_exceptions_of_what_a_handler_leaves_behind_go_to_the_log(crew: MakeCrew
     found = [(record.name, record.exc_info and record.exc_info[0]) for record in caplog.records]
     assert ("rpcd.workers", ZeroDivisionError) in found
     assert ("rpcd.workers", ValueError) in found
+
+
+def test_a_message_that_has_ended_leaves_no_work_for_the_garbage_collector(crew: MakeCrew) -> None:
+    it = crew(pausing)
+    gc.collect()
+    gc.disable()
+    try:
+        it.give(*"abcdefgh")
+        it.until(8)
+        it.soon(lambda: not it.tasks._running, "they do not end")
+        it.back.clear()
+        it.turn()
+        assert [each for each in gc.get_objects() if isinstance(each, Running)] == []
+    finally:
+        gc.enable()
 
 
 # Lanes --------------------------------------------------------------------------------------------
