@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from rpcd.core.errors import Problem
-from rpcd.core.handler import HandlerError, Target
+from rpcd.core.handler import HandlerError, Target, all_async
 from rpcd.core.settings import Binding, Consumer, Exchange, Name, Settings
 from rpcd.importing import checked_target, imported
 
@@ -45,6 +45,10 @@ def find(name: str, consumer: Consumer, settings: Settings) -> tuple[dict[str, T
             found[exchange] = _handler(namespace, exchange, there)
         except HandlerError as error:
             problems.append(Problem(place, str(error)))
+    try:
+        all_async(found.values())
+    except HandlerError as error:
+        problems.append(Problem(where, str(error)))
     return found, problems
 
 

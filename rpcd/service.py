@@ -25,7 +25,7 @@ from rpcd.core.topology import plan_rest
 from rpcd.core.verdict import Halt
 from rpcd.doors import CannotOpen, Doors
 from rpcd.importing import resolve
-from rpcd.ops import ending, signals
+from rpcd.ops import ending, memory, signals
 from rpcd.ops.reload import NOWHERE, Origin, Reloading
 from rpcd.ops.systemd import Systemd
 
@@ -93,6 +93,7 @@ class Daemon(Service):
         log.info("rpcd %s starting: %s consumers, broker %s", __version__, len(self.consumers), self.broker.address.safe_url)
         if not self._open_doors() or not self._run_on_start():
             return
+        memory.settle_in(sum(consumer.plan.section.window for consumer in self.consumers))
         self.pool.start()
         self.publisher.start()
         for consumer in self.consumers:
@@ -154,12 +155,7 @@ class Daemon(Service):
     def _exhausted(self, consumer: Consumer) -> None:
         """End the process when a consumer has lost too many threads: a restart frees them."""
         if not self._stopping:
-            lost = consumer.workers.lost
-            log.critical(
-                "%s threads are stuck in handlers that overran their time limit",
-                lost,
-                extra={"consumer": consumer.name},
-            )
+            log.critical("%s", consumer.workers.condition, extra={"consumer": consumer.name})
             self.stop(ExitCode.SOFTWARE)
 
     def _halted(self, consumer: Consumer, halt: Halt) -> None:

@@ -10,17 +10,20 @@ from typing import Any
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
+from rpcd.amqp.crew import Finished
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outcomes import OutcomePublisher
-from rpcd.amqp.outlet import ThreadOutlet
+from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.settlement import Settlement
+from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
+from rpcd.core.handler import all_async
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.stats import Stats
@@ -48,7 +51,7 @@ class Consumer:
         self.drained = Once()
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
-        self.workers = Workers(plan.routes, plan.section.workers, pool, broker.reactor, self._on_finished)
+        self.workers, self._outlet = _crew(plan, pool, broker.reactor, publisher, self._on_finished)
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
         own_channel = not plan.section.reply_confirm
         outcomes = OutcomePublisher(
@@ -61,7 +64,6 @@ class Consumer:
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
-        self._outlet = ThreadOutlet(broker.reactor, publisher, self.workers, plan.publish_timeout)
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._tag = ""
         self._watch = repeating(self._look_for_overdue, broker.reactor)
@@ -197,7 +199,7 @@ class Consumer:
             outcome = job.route.judge(TimeLimitPassed(), job.message)
             outcome.trace = self.workers.stack(job)
             self.settlement.claim(job, outcome)
-        if self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
+        if self.workers.stuck or self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
             self._overseer.exhausted(self)
 
     def _on_halt(self, halt: Halt) -> None:
@@ -258,6 +260,18 @@ class Consumer:
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
         return left
+
+
+def _crew(
+    plan: Plan, pool: Any, reactor: Any, publisher: Publisher, finished: Finished
+) -> tuple[Workers | Tasks, ThreadOutlet]:
+    """Make what runs the handlers of a consumer, threads or tasks, and what they publish by."""
+    count = plan.section.workers
+    if all_async(route.target for route in plan.routes):
+        tasks = Tasks(plan.routes, count, pool, reactor, finished)
+        return tasks, LoopOutlet(reactor, publisher, tasks, plan.publish_timeout)
+    workers = Workers(plan.routes, count, pool, reactor, finished)
+    return workers, ThreadOutlet(reactor, publisher, workers, plan.publish_timeout)
 
 
 def new_id() -> str:

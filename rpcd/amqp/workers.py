@@ -19,17 +19,16 @@ key; without one, opening is unguarded. `hold` makes all workers stop taking, a 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from rpcd.amqp.waiting import Once, exc_info
+from rpcd.amqp.crew import Crew, Finished
+from rpcd.amqp.waiting import exc_info
 from rpcd.amqp.worker import Worker
-from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
 from rpcd.core.verdict import Outcome, Verdict
@@ -39,31 +38,17 @@ SETTLE_SECONDS = 180.0
 
 log = logging.getLogger("rpcd.workers")
 
-Finished = Callable[[list[Job]], None]
 
-
-class Workers:
+class Workers(Crew):
     """The workers of one consumer. `submit`, `hold`, `take_back`, `overdue` and `stop` belong to the reactor."""
 
     def __init__(self, routes: tuple[Route, ...], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
         """Prepare workers; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
-        self.routes = routes
-        self.count = count
+        super().__init__(routes, count, pool, reactor, finished)
         self.workers: list[Worker] = []
-        self.held = self.halted = False
-        self.ready = Once()
-        self._pool = pool
-        self._reactor = reactor
-        self._on_finished = finished
-        self._jobs: deque[Job] = deque()
         self._parked: list[Worker] = []
         self._waking = False
-        self._results: deque[Job] = deque()
-        self._scheduled = False
         self._stopping = threading.Event()
-        self._mutex = threading.Lock()
-        self._lanes: Lanes[Job] = Lanes()
-        self.ended = Once()
         self._take = self._take_any if routes[0].key is None else self._take_in_lane
 
     # On the reactor -------------------------------------------------------------------------------
@@ -109,27 +94,11 @@ class Workers:
         if self._jobs and self._parked and not self.held:
             self._wake()
 
-    def hold(self) -> None:
-        """Start no further job; running ones go on."""
-        self.held = True
-
     def resume(self) -> None:
         """Start jobs again, unless one of them has ordered a halt."""
-        with self._mutex:
-            self.held = self.halted
+        super().resume()
         for _ in range(len(self._parked)):
             self._wake()
-
-    def take_back(self) -> list[Job]:
-        """Take out every job that has not started, in the order in which they came; running lanes go on."""
-        with self._mutex:
-            found = self._lanes.clear()
-            while self._jobs:
-                job = self._jobs.popleft()
-                if job.entered:
-                    self._lanes.leave(job.key)
-                found.append(job)
-        return sorted(found, key=lambda job: job.tag)
 
     @property
     def running(self) -> list[Job]:
@@ -141,6 +110,11 @@ class Workers:
     def lost(self) -> int:
         """How many written-off threads are still busy with what they were written off for."""
         return sum(1 for worker in self.workers if worker.overdue is not None)
+
+    @property
+    def condition(self) -> str:
+        """Say why only a restart helps."""
+        return f"{self.lost} threads are stuck in handlers that overran their time limit"
 
     def overdue(self, limit: float) -> Iterator[Job]:
         """Write off every worker that has been busy for longer than `limit` seconds, replace it, and yield its job."""
@@ -155,15 +129,6 @@ class Workers:
     def stack(self, job: Job) -> str | None:
         """Tell where the handler of an overdue job hangs."""
         return next((worker.stack() for worker in self.workers if worker.overdue is job), None)
-
-    def flush(self) -> None:
-        """Take in all results that are there, without waiting for a wake-up that is under way."""
-        self._scheduled = False
-        results, batch = self._results, []
-        while results:
-            batch.append(results.popleft())
-        if batch:
-            self._on_finished(batch)
 
     def stop(self) -> None:
         """Let every loop end once it is idle; instances are shut down in their threads.
@@ -253,8 +218,7 @@ class Workers:
             return None
         outcome = job.outcome
         if outcome is not None and outcome.halt is not None:
-            with self._mutex:  # no `resume` may come in between
-                self.held = self.halted = True
+            self.halt()
         if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)
             return None

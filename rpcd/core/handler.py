@@ -2,6 +2,9 @@
 
 A function or a callable object is shared by all workers of its consumer. A class is instantiated once per worker, so an
 instance is never used by two threads at once; its constructor may take the consumer's own config.
+
+With `async def` (a function, or `__call__`) it is an async handler: it runs on an asyncio loop, and a class is instantiated
+once, on that loop, by a plain constructor; its `shutdown` may be async or plain.
 """
 
 import concurrent.futures
@@ -9,7 +12,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import attrs
@@ -18,7 +21,7 @@ import msgspec
 from rpcd.core.message import Message
 
 Handler: TypeAlias = Callable[[Message[Any]], Any]
-"""The user's callable: one message in, a value or an exception out."""
+"""The user's callable: one message in, a value or an exception out; an async one returns what is to be awaited."""
 
 Layer: TypeAlias = Callable[[Handler], Handler]
 """A decorator around a handler, folded once when a worker gets its handler."""
@@ -35,17 +38,22 @@ class Target:
     path: str
     value: Any
     per_worker: bool
-    """Whether each worker gets an instance of its own."""
+    """Whether each worker, or loop, gets an instance of its own."""
     takes_config: bool
-    shutdown: Callable[[Any, BaseException | None], None] | None
-    """How an instance is shut down, with what it failed by; None when it has no `shutdown`, and is never replaced."""
+    shutdown: Callable[[Any, BaseException | None], Any] | None
+    """How an instance is shut down, with what it failed by; None when it has no `shutdown`, and is never replaced.
+
+    An async handler's may return what is to be awaited.
+    """
     body: Any
     """The type that the handler's annotation wants the body to be; `Any` without one."""
+    is_async: bool = False
+    """Whether it returns what is to be awaited, on a loop."""
 
     def make(self, config: Mapping[str, Any], layers: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
         """Make the handler of one worker and return it folded into its layers, with the bare object.
 
-        Called in the worker's own thread; what the constructor raises comes through.
+        Called in the worker's own thread, or on the loop; what the constructor raises comes through.
         """
         made = self.value
         if self.per_worker:
@@ -63,12 +71,38 @@ def target(path: str, value: Any) -> Target:
     if not inspect.isclass(value):
         called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
-        return Target(path, value, False, False, None, body_type(called))
+        return Target(path, value, False, False, None, body_type(called), _is_async(called))
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
     if "__call__" not in {name for base in value.__mro__[:-1] for name in vars(base)} or called is None:
         raise HandlerError(f"{path} is a class without a __call__(self, message) method")
     _check_call(path, called, 1)
-    return Target(path, value, True, _takes_config(path, value), _shutdown(path, value), body_type(called))
+    is_async = _is_async(called)
+    shutdown = _shutdown(path, value, is_async)
+    return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async)
+
+
+def all_async(targets: Iterable[Target]) -> bool:
+    """Tell whether the handlers of one consumer are async; raise HandlerError if some are and some are not."""
+    kinds: dict[bool, Target] = {}
+    for each in targets:
+        kinds.setdefault(each.is_async, each)
+    if len(kinds) > 1:
+        raise HandlerError(
+            f"{kinds[True].path} is async and {kinds[False].path} is not: "
+            "the handlers of one consumer are all async, or none is; give one of them a consumer of its own"
+        )
+    return True in kinds
+
+
+def _bare(called: Any) -> Any:
+    """Return what a partial calls in the end: a routine."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    return called if inspect.isroutine(called) or inspect.isclass(called) else type(called).__call__
+
+
+def _is_async(called: Any) -> bool:
+    return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(_bare(called))
 
 
 def _kind(value: Any) -> str:
@@ -77,9 +111,9 @@ def _kind(value: Any) -> str:
 
 def _check_call(path: str, called: Callable[..., Any], bound: int) -> None:
     """Check that a callable takes one positional argument, the message, besides `bound` ones (self)."""
-    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
-        raise HandlerError(f"{path} is async; a handler is a plain function or class here")
-    if inspect.isgeneratorfunction(called):
+    if inspect.isasyncgenfunction(_bare(called)):
+        raise HandlerError(f"{path} is an async generator: it has a yield, so awaiting it would run nothing")
+    if inspect.isgeneratorfunction(_bare(called)):
         raise HandlerError(f"{path} is a generator: it has a yield, so calling it would run nothing")
     try:
         signature = inspect.signature(called)
@@ -122,12 +156,12 @@ def check_finished(value: Any) -> None:
         raise TypeError(f"the handler returned a {kind.__name__}, which nobody runs; return its result")
 
 
-def _shutdown(path: str, value: type) -> Callable[[Any, BaseException | None], None] | None:
+def _shutdown(path: str, value: type, is_async: bool) -> Callable[[Any, BaseException | None], Any] | None:
     method = getattr(value, "shutdown", None)
     if not callable(method):
         return None
-    if inspect.iscoroutinefunction(method):
-        raise HandlerError(f"{path}.shutdown is async; it is a plain method here")
+    if inspect.iscoroutinefunction(method) and not is_async:
+        raise HandlerError(f"{path}.shutdown is async, but its __call__ is not: nobody would await it; make both async")
     bound = 0 if isinstance(inspect.getattr_static(value, "shutdown"), classmethod | staticmethod) else 1
     for extra in (1, 0):
         try:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import attrs
 
 from rpcd.core.codec import encode_body
+from rpcd.core.done import done
 from rpcd.core.tables import Headers, ShortString, short, table
 from rpcd.core.wire import Properties, write_properties
 
@@ -56,8 +57,8 @@ class Outgoing:
 class Outlet(Protocol):
     """How a message's handler reaches the broker at once; rpcd gives one to every message it delivers."""
 
-    def publish_now(self, outgoing: Outgoing) -> None:
-        """Publish and return when the broker has confirmed; called in a worker thread."""
+    def publish_now(self, outgoing: Outgoing) -> Any:
+        """Publish and return when the broker has confirmed; called on a loop, return at once what is to be awaited."""
 
 
 @attrs.frozen
@@ -97,7 +98,8 @@ class Message(Generic[BodyT]):
     """What arrived: body, headers, where from, who wants a reply, which attempt.
 
     A handler gets one and may keep it as long as it runs. It can be made by hand, which is all that a test of a handler
-    needs: `handler(rpcd.Message({"a": 1}))`; what the handler publishes is then found in `published`.
+    needs: `handler(rpcd.Message({"a": 1}))`, or `asyncio.run(handler(rpcd.Message({"a": 1})))` of an async one; what the
+    handler publishes is then found in `published`.
     """
 
     __slots__ = (
@@ -203,17 +205,20 @@ class Message(Generic[BodyT]):
         """
         self.published.append(self._outgoing(exchange, routing_key, body, options))
 
-    def publish_now(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> None:
+    def publish_now(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> Any:
         """Publish a message and return when the broker has confirmed it; it stays published if the handler fails.
 
         Takes what `publish` takes. Blocks the worker thread for `publish_timeout` seconds at most. Raises PublishRefused
         (no such exchange, no permission, too big), Unroutable (only if `mandatory`) or PublishTimeout.
+
+        In an async handler it blocks nothing: write `await message.publish_now(...)`, which waits and raises. What is never
+        awaited is waited for when the handler has returned, and fails it as an exception would.
         """
         message = self._outgoing(exchange, routing_key, body, options)
-        if self.source.outlet is None:
-            self.published.append(message)
-        else:
-            self.source.outlet.publish_now(message)
+        if self.source.outlet is not None:
+            return self.source.outlet.publish_now(message)
+        self.published.append(message)
+        return done()
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
         if self.source.new_id is not None:

@@ -1,4 +1,7 @@
-"""Carrying one job from message to outcome: stops 4 and 5, and the only `try` around user code."""
+"""Carrying one job from message to outcome: stops 4 and 5, and the only `try` around user code.
+
+What ends in `_async` is for async handlers and runs on their loop; everything else is the same for both.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +17,8 @@ from rpcd.core.verdict import Outcome
 class Job:
     """One delivery on its way through the seven stops.
 
-    Made on the reactor, opened and run in a worker thread, settled on the reactor. `claimed` turns true once, when the
-    reactor has an outcome for it, and is touched there only: what comes later for the same job counts for nothing.
+    Made on the reactor, opened and run in a worker thread or on a loop, settled on the reactor. `claimed` turns true once,
+    when the reactor has an outcome for it, and is touched there only: what comes later for the same job counts for nothing.
     """
 
     __slots__ = ("claimed", "entered", "identity", "joined", "key", "ledger", "message", "outcome", "route", "tag", "waiter")
@@ -64,6 +67,17 @@ def run(job: Job, handler: Handler) -> BaseException | None:
     return None
 
 
+async def run_async(job: Job, handler: Handler) -> BaseException | None:
+    """Run the job's async handler; otherwise as `run`. A cancelled task counts as a handler that raised CancelledError."""
+    try:
+        job.route.check_deadline(job.message)
+        job.outcome = await job.route.run_async(job.message, handler)
+    except BaseException as error:  # noqa: BLE001  # what leaves a task as SystemExit would end the loop of all others
+        job.outcome = job.route.judge(error, job.message)
+        return error
+    return None
+
+
 def perform(job: Job, handler: Handler) -> BaseException | None:
     """Carry a job from message to outcome, which it has afterwards whatever happened; return what the handler raised.
 
@@ -71,4 +85,11 @@ def perform(job: Job, handler: Handler) -> BaseException | None:
     """
     if job.outcome is None and (job.entered or opened(job)):
         return run(job, handler)
+    return None
+
+
+async def perform_async(job: Job, handler: Handler) -> BaseException | None:
+    """Carry a job from message to outcome with an async handler; otherwise as `perform`."""
+    if job.outcome is None and (job.entered or opened(job)):
+        return await run_async(job, handler)
     return None

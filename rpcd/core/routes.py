@@ -26,7 +26,7 @@ Key = Callable[[Message[Any]], Any]
 
 @attrs.define
 class Route:
-    """One consumer's way from message to outcome; its methods run in worker threads."""
+    """One consumer's way from message to outcome; its methods run in worker threads, or on a loop."""
 
     consumer: str
     queue: str
@@ -78,11 +78,17 @@ class Route:
 
     def run(self, message: Message[Any], handler: Handler) -> Outcome:
         """Call the handler and return the outcome of what it returned; what it raises comes through."""
-        value = handler(message)
+        return self._returned(handler(message), message)
+
+    async def run_async(self, message: Message[Any], handler: Handler) -> Outcome:
+        """Await the handler; otherwise as `run`."""
+        return self._returned(await handler(message), message)
+
+    def _returned(self, value: Any, message: Message[Any]) -> Outcome:
         if value is not None:
             check_finished(value)
         outcome = success(value, message, self.policy)
-        message.published = ENDED  # a thread that the handler has left behind is told so
+        message.published = ENDED  # a thread or task that the handler has left behind is told so
         return outcome
 
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:

@@ -191,7 +191,9 @@ class Consumer:
         "With `namespace`: the exchanges, bound with the queue's name as key; every module that is there if none is named.",
         [],
     )
-    workers: Positive = setting("How many messages are handled at a time, each in a thread of its own.", Positive(1))
+    workers: Positive = setting(
+        "How many messages are handled at a time: threads, or concurrent tasks of async handlers.", Positive(1)
+    )
     prefetch: Positive | None = setting(
         "How many messages the broker sends ahead; twice the workers (more with a lock).", None
     )

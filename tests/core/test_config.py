@@ -347,7 +347,7 @@ def test_a_body_type_that_cannot_be_decoded_to_is_a_problem(assembled: Any) -> N
 @pytest.mark.parametrize(
     "handlers",
     [
-        "async def handle(message): pass",
+        "async def handle(message): yield",
         "def handle(message): yield",
         "def handle(): pass",
         "class handle: pass",

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import rpcd
-from rpcd.core.handler import HandlerError, Target, body_type, check_body_type, check_finished, target
+from rpcd.core.handler import HandlerError, Target, all_async, body_type, check_body_type, check_finished, target
 
 T = TypeVar("T")
 
@@ -188,6 +188,20 @@ class AsyncCall:
     async def __call__(self, message: Any) -> Any: ...
 
 
+class AsyncGeneratorCall:
+    async def __call__(self, message: Any) -> AsyncIterator[Any]:
+        yield message
+
+
+class AsyncBoth(AsyncCall):
+    async def shutdown(self, exception: Any = None) -> Any:
+        return exception
+
+
+class AsyncWithPlainShutdown(AsyncCall):
+    def shutdown(self) -> None: ...
+
+
 class GeneratorCall:
     def __call__(self, message: Any) -> Generator[Any, None, None]:
         yield message
@@ -220,23 +234,21 @@ class AsyncShutdown(Plain):
         (CallsWithNone, "can't be called with one positional argument, the message"),
         (NeedsTwo, "can't be made: a constructor takes nothing, or one argument, the consumer's config"),
         (NeedsNamed, "can't be made: a constructor takes nothing, or one argument, the consumer's config"),
-        (coroutine, "is async"),
-        (async_generator, "is async"),
-        (AsyncCall, "is async"),
-        (AsyncCall(), "is async"),
-        (functools.partial(coroutine), "is async"),
+        (async_generator, "is an async generator"),
+        (AsyncGeneratorCall, "is an async generator"),
+        (functools.partial(AsyncGeneratorCall()), "is an async generator"),
         (generator, "is a generator"),
         (GeneratorCall, "is a generator"),
         (GeneratorCall(), "is a generator"),
         (functools.partial(generator), "is a generator"),
         (AwkwardShutdown, "can't be called: it takes nothing, or the exception"),
-        (AsyncShutdown, "is async"),
+        (AsyncShutdown, "shutdown is async, but its __call__ is not"),
     ],
     ids=[
         "number", "None", "module", "two arguments", "no argument", "named only", "named required", "unbound method",
         "partial of two", "partial with all", "no call", "call with two", "object with two", "call with none",
-        "constructor with two", "constructor with named", "async", "async generator", "async call", "async object",
-        "async partial", "generator", "generator call", "generator object", "generator partial",
+        "constructor with two", "constructor with named", "async generator", "async generator call",
+        "partial of async generator object", "generator", "generator call", "generator object", "generator partial",
         "shutdown with two", "async shutdown",
     ],
 )  # fmt: skip
@@ -244,6 +256,50 @@ def test_what_cannot_be_a_handler_is_refused_with_its_path_and_a_reason(value: A
     with pytest.raises(HandlerError, match=re.escape(complaint)) as caught:
         check(value)
     assert str(caught.value).startswith("shop.orders:it")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        coroutine,
+        AsyncCall,
+        AsyncCall(),
+        AsyncCall().__call__,
+        AsyncBoth,
+        AsyncWithPlainShutdown,
+        functools.partial(coroutine),
+        functools.partial(functools.partial(AsyncCall())),
+    ],
+    ids=str,
+)
+def test_what_is_async_is_known_as_such_before_any_message(value: Any) -> None:
+    assert check(value).is_async
+
+
+def plain_around_async(message: Any) -> Any:
+    return coroutine(message)
+
+
+@pytest.mark.parametrize("value", [Plain, Plain(), functools.partial(Plain()), print, plain_around_async], ids=str)
+def test_what_is_plain_stays_plain(value: Any) -> None:
+    assert not check(value).is_async
+
+
+def test_a_shutdown_of_an_async_handler_is_async_or_plain() -> None:
+    both, plain = check(AsyncBoth).shutdown, check(AsyncWithPlainShutdown).shutdown
+    assert both is not None
+    assert plain is not None
+    assert asyncio.run(both(AsyncBoth(), KeyError())).__class__ is KeyError
+    assert plain(AsyncWithPlainShutdown(), None) is None
+
+
+def test_the_handlers_of_one_consumer_are_all_async_or_none_is() -> None:
+    a, b = check(coroutine), check(Plain)
+    assert [all_async([a, a]), all_async([b, b]), all_async([])] == [True, False, False]
+    with pytest.raises(
+        HandlerError, match=r"is async and .* is not: the handlers of one consumer are all async, or none is"
+    ):
+        all_async([b, a])
 
 
 async def wait(message: Any) -> Any: ...

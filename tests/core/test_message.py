@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 import math
 from typing import Any
@@ -259,3 +260,19 @@ def test_what_came_can_not_be_changed() -> None:
     for name in ("payload", "properties"):
         with pytest.raises(AttributeError):
             setattr(message, name, None)
+
+
+def test_an_async_handler_is_tested_with_a_message_made_by_hand() -> None:
+    async def handle(message: rpcd.Message[Any]) -> Any:
+        message.publish("e", "later", 1)
+        await message.publish_now("e", "now", 2)
+        assert await asyncio.to_thread(message.publish_now, "e", "in a thread", 3) is None
+        return message.body["a"]
+
+    message = rpcd.Message({"a": 7})
+    assert asyncio.run(handle(message)) == 7
+    assert [each.routing_key for each in message.published] == ["later", "now", "in a thread"]
+
+
+def test_to_a_plain_handler_publish_now_returns_nothing() -> None:
+    assert rpcd.Message({}).publish_now("e", "k") is None

@@ -1,3 +1,4 @@
+import asyncio
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from rpcd.core.handler import target
 from rpcd.core.ledger import Ledger
 from rpcd.core.message import Message
 from rpcd.core.outcome import Policy
-from rpcd.core.pipeline import Job, opened, perform, run
+from rpcd.core.pipeline import Job, opened, perform, perform_async, run
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Route, lane_key
 from rpcd.core.tables import Headers
@@ -273,3 +274,44 @@ def test_a_settled_job_tells_whoever_waits_for_it() -> None:
     done.waiter = lambda: told.append("settled")
     done.done()
     assert told == ["settled"]
+
+
+# Async handlers -----------------------------------------------------------------------------------
+
+
+def test_an_async_handler_is_awaited_and_judged_like_any_other() -> None:
+    async def handler(message: Message[Any]) -> Any:
+        await asyncio.sleep(0)
+        return message.body
+
+    done, bad = job(asked=True), job(b"{")
+    assert asyncio.run(perform_async(done, handler)) is None
+    assert asyncio.run(perform_async(bad, handler)) is None
+    reply = outcome_of(done).reply
+    assert reply is not None
+    assert msgspec.json.decode(reply.body)["data"] == {"a": 1}
+    assert outcome_of(bad).verdict is Verdict.ARCHIVE
+    with pytest.raises(RuntimeError, match="the handler has returned"):
+        done.message.publish("e", "k")
+
+
+@pytest.mark.parametrize("error", [*RAISED, asyncio.CancelledError()], ids=lambda error: type(error).__name__)
+def test_nothing_that_an_async_handler_raises_leaves_it(error: BaseException) -> None:
+    async def handler(message: Message[Any]) -> Any:
+        message.publish("shop", "order.placed")
+        raise error
+
+    done = job()
+    assert asyncio.run(perform_async(done, handler)) is not None
+    assert outcome_of(done) is not ACKED
+    assert outcome_of(done).publications is None
+
+
+def test_an_async_handler_that_returns_work_or_is_not_async_at_all_is_no_success() -> None:
+    async def returns_work(_message: Message[Any]) -> Any:
+        return coroutine(_message)
+
+    for handler in (returns_work, lambda _message: None):
+        done = job()
+        asyncio.run(perform_async(done, handler))
+        assert outcome_of(done).error == "TypeError"

@@ -1,0 +1,74 @@
+"""What runs the jobs of one consumer, seen from the reactor: the half that threads and tasks have in common."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.python.threadpool import ThreadPool
+
+from rpcd.amqp.waiting import Once
+from rpcd.core.lanes import Lanes
+from rpcd.core.pipeline import Job
+from rpcd.core.routes import Route
+
+Finished = Callable[[list[Job]], None]
+
+
+class Crew:
+    """Jobs in, jobs with their outcomes out. What this class has belongs to the reactor."""
+
+    stuck = False
+    """Whether only a new process helps, whatever the number of lost ones."""
+
+    def __init__(self, routes: tuple[Route, ...], count: int, pool: ThreadPool, reactor: Any, finished: Finished) -> None:
+        """Prepare everything; `finished` is called on the reactor with every batch of jobs that have their outcomes."""
+        self.routes = routes
+        self.count = count
+        self.held = False
+        self.halted = False
+        """Whether a handler has ordered a halt: nothing starts any more, whatever is resumed."""
+        self.ready = Once()
+        self.ended = Once()
+        self._pool = pool
+        self._reactor = reactor
+        self._on_finished = finished
+        self._jobs: deque[Job] = deque()
+        self._results: deque[Job] = deque()
+        self._scheduled = False
+        self._mutex = threading.Lock()
+        self._lanes: Lanes[Job] = Lanes()
+
+    def hold(self) -> None:
+        """Start no further job; running ones go on."""
+        self.held = True
+
+    def halt(self) -> None:
+        """Start no further job for good; called where the handler ran."""
+        with self._mutex:
+            self.held = self.halted = True
+
+    def resume(self) -> None:
+        """Start jobs again, unless one of them has ordered a halt."""
+        with self._mutex:
+            self.held = self.halted
+
+    def take_back(self) -> list[Job]:
+        """Take out every job that has not started, in the order in which they came; running lanes go on."""
+        with self._mutex:
+            found = self._lanes.clear()
+            while self._jobs:
+                job = self._jobs.popleft()
+                if job.entered:
+                    self._lanes.leave(job.key)
+                found.append(job)
+        return sorted(found, key=lambda job: job.tag)
+
+    def flush(self) -> None:
+        """Take in all results that are there, without waiting for a wake-up that is under way."""
+        self._scheduled = False
+        results, batch = self._results, []
+        while results:
+            batch.append(results.popleft())
+        if batch:
+            self._on_finished(batch)

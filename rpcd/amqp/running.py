@@ -1,0 +1,109 @@
+"""One message in the hands of an async handler, and how to find it again: from its tasks, its threads, from outside."""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Generator
+from contextvars import ContextVar
+from typing import Any
+
+from rpcd.core.handler import Handler
+from rpcd.core.message import Message
+from rpcd.core.pipeline import Job
+
+CURRENT: "ContextVar[Running]" = ContextVar("rpcd_running")
+"""What is being handled; a handler's own tasks and its `asyncio.to_thread` inherit it."""
+
+
+class Running:
+    """What a `Worker` is to a thread: the job in hand, since when, and whether it is written off."""
+
+    __slots__ = ("instance", "job", "overdue", "replaced", "since", "task", "trace", "unconfirmed")
+
+    def __init__(self, job: Job, instance: Any, now: float) -> None:
+        """Take a job and the instance that handles it; `now` is monotonic."""
+        self.job = job
+        self.instance = instance
+        self.since = now
+        self.task: asyncio.Task[Any] | None = None
+        self.overdue: Job | None = None
+        """Its job again, once that is written off."""
+        self.replaced = False
+        """Whether its place has been given to another task already."""
+        self.trace: str | None = None
+        self.unconfirmed: dict[Publication, None] | None = None
+
+
+class Publication:
+    """What `publish_now` returns inside a coroutine: await it, and the broker has confirmed or the error is raised."""
+
+    __slots__ = ("_future", "_running")
+
+    def __init__(self, future: "asyncio.Future[None]", running: Running | None) -> None:
+        """Take the future of the confirm and what is running, which keeps it until somebody has waited for its end."""
+        self._future = future
+        self._running = running
+        if running is not None:
+            if running.unconfirmed is None:
+                running.unconfirmed = {}
+            running.unconfirmed[self] = None
+
+    def __await__(self) -> Generator[Any, None, None]:
+        try:
+            yield from self._future.__await__()
+        finally:
+            if self._running is not None and self._running.unconfirmed is not None:
+                self._running.unconfirmed.pop(self, None)
+
+
+async def _wait(publication: Publication) -> None:
+    await publication
+
+
+def confirmed(handler: Handler) -> Handler:
+    """Fold a handler so that it ends only when what it published at once, and forgot to await, is confirmed."""
+
+    async def call(message: Message[Any]) -> Any:
+        value = await handler(message)
+        if unconfirmed := CURRENT.get().unconfirmed:
+            ends = await asyncio.gather(*map(_wait, unconfirmed), return_exceptions=True)
+            for error in ends:
+                if isinstance(error, BaseException):
+                    raise error
+        return value
+
+    return call
+
+
+class OwnTask(asyncio.Task[Any]):
+    """A task that a handler makes, before Python 3.12: others can't see its context, so it keeps what it belongs to."""
+
+    running: Running | None = None
+
+
+def remembering(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> OwnTask:
+    """Make a task that knows which message it belongs to; a task factory."""
+    task = OwnTask(coroutine, loop=loop, **named)
+    task.running = CURRENT.get(None)
+    return task
+
+
+def running_of(task: "asyncio.Task[Any]") -> Running | None:
+    """Return what a task, or one that a handler has made, is working for."""
+    if isinstance(task, OwnTask):
+        return task.running
+    if sys.version_info >= (3, 12):
+        return task.get_context().get(CURRENT)
+    return None
+
+
+def where(task: "asyncio.Task[Any]") -> str:
+    """Tell where a suspended task waits, from the user's code on; its text is for the log only."""
+    waiting: Any = task.get_coro()
+    lines: list[str] = []
+    while waiting is not None:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        if frame is not None and not frame.f_globals.get("__name__", "").startswith("rpcd."):
+            lines += traceback.format_stack(frame, limit=1)
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+    return "".join(lines).rstrip()
