@@ -58,7 +58,9 @@ def ctl(
     command: str,
     words: tuple[str, ...],
 ) -> None:
-    """Ask and steer a running daemon; its config must name a control socket ([service] control).
+    """Ask and steer a running daemon.
+
+    Its config must name a control socket: [service] control.
 
     \b
     rpcd ctl status                  show what each consumer does

@@ -53,9 +53,10 @@ class Unknown(Exception):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def status(urls: tuple[str, ...], paths: tuple[str, ...], timeout: float, as_json: bool) -> None:
-    """Tell in one line whether everything consumes; without options, of all units rpcd@* that systemd knows.
+    """Tell in one line whether everything consumes.
 
-    The line and the exit code are those of monitoring plugins.
+    Without options it looks at all units rpcd@* that systemd knows. The line and the exit code are those of monitoring
+    plugins.
 
     Exit code: 0 OK, 1 WARNING (paused, reloading, or a reload that was refused), 2 CRITICAL, 3 UNKNOWN.
 

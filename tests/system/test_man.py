@@ -117,12 +117,13 @@ def completed(tmp_path: pathlib.Path, *words: str, **environment: str) -> list[s
 
 
 def test_bash_completes_commands_options_and_names(tmp_path: pathlib.Path, config: pathlib.Path) -> None:
-    assert completed(tmp_path, "c") == ["call", "check", "completion"]
+    assert completed(tmp_path, "c") == ["call", "check", "completion", "ctl"]
     assert completed(tmp_path, "publish", "--fr") == ["--from-line"]
     assert completed(tmp_path, "completion", "") == ["bash", "zsh", "fish"]
     assert completed(tmp_path, "tail", "--config", str(config), "--queue", "") == ["shop-orders", "returns"]
     assert completed(tmp_path, "tail", "s", RPCD_CONFIG=str(config)) == ["shop", "stock"]
     assert completed(tmp_path, "call", "r", RPCD_CONFIG=str(config)) == ["returns"]
+    assert completed(tmp_path, "ctl", "--config", str(config), "pause", "") != []
 
 
 @pytest.mark.parametrize("text", ["", "[", "\0", None])
