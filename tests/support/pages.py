@@ -7,6 +7,10 @@ What a page says to the runner stands in comments, which readers do not see, ahe
     <!-- terminal N until TEXT --> type the next block into terminal N and go on when its last command printed TEXT
     <!-- shown in terminal N -->   the next block is what terminal N prints by now, "..." standing for anything
     <!-- interrupt N -->           press Ctrl-C in terminal N and wait until its command has ended
+    <!-- port N -->                wherever the page says N, from here on, a port that is free is taken instead
+
+`literalinclude` of a file is such a block as well: the file as it is. A block whose first line is a comment with the name
+of a file is that file.
 """
 
 import os
@@ -14,6 +18,7 @@ import pathlib
 import queue
 import re
 import signal
+import socket
 import subprocess
 import textwrap
 import threading
@@ -29,6 +34,10 @@ _PART = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _FILE = re.compile(r"# ([\w./@-]*[\w-]+\.(?:py|toml|yaml|yml|conf|jsonl|txt|service))\n")
+
+_INCLUDED = re.compile(r"^```\{literalinclude\} (\S+)\n(?:(?!```).*\n)*?```$", re.MULTILINE)
+
+LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".conf": "ini"}
 
 
 class Block(NamedTuple):
@@ -52,17 +61,24 @@ class Block(NamedTuple):
 def blocks(page: pathlib.Path) -> Iterator[Block]:
     """Yield the blocks of a page; orders that belong to no block come as a block without a language."""
     orders: list[str] = []
-    text = page.read_text()
+    text = _INCLUDED.sub(lambda found: _included(page, found[1]), page.read_text())
     for part in _PART.finditer(text):
         line = text.count("\n", 0, part.start()) + 1
         if part["order"] is not None:
-            if part["order"].startswith("interrupt "):
+            if part["order"].startswith(("interrupt ", "port ")):
                 yield Block("", "", (part["order"],), line)
             else:
                 orders.append(part["order"])
             continue
         yield Block(part["language"], textwrap.dedent(part["text"]), tuple(orders), line)
         orders = []
+
+
+def _included(page: pathlib.Path, name: str) -> str:
+    """Return the block that a directive stands for; a file of examples/X is called as it is within that directory."""
+    path = (page.parent / name).resolve()
+    called = "/".join(path.parts[path.parts.index("examples") + 2 :])
+    return f"```{LANGUAGES[path.suffix]}\n# {called}\n{path.read_text()}```"
 
 
 class Terminal:
@@ -157,6 +173,7 @@ class Reader:
         self._directory = directory
         self._environment = environment
         self._terminals: dict[str, Terminal] = {}
+        self._ports: dict[str, str] = {}
 
     def terminal(self, name: str) -> Terminal:
         if name not in self._terminals:
@@ -165,6 +182,11 @@ class Reader:
 
     def follow(self, block: Block) -> None:
         """Do what one block says."""
+        if port := block.order(r"port (\d+)"):
+            self._ports[port[1]] = _free_port()
+            return
+        for said, free in self._ports.items():
+            block = block._replace(text=block.text.replace(said, free))
         if stop := block.order(r"interrupt (\d+)"):
             self.terminal(stop[1]).interrupt()
         elif shown := block.order(r"shown in terminal (\d+)"):
@@ -210,6 +232,12 @@ class Reader:
     def leave(self) -> None:
         for terminal in self._terminals.values():
             terminal.close()
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def _whole(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def reader(tmp_path: pathlib.Path, url: str) -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_every_example_of_a_page_does_what_it_says(page: pathlib.Path, reader: Reader) -> None:
+def test_every_example_of_a_page_does_what_it_says(page: pathlib.Path, reader: Reader, tmp_path: pathlib.Path) -> None:
     for block in blocks(page):
         if block.order(r"not run: .+"):
             continue
@@ -65,6 +66,8 @@ def test_every_example_of_a_page_does_what_it_says(page: pathlib.Path, reader: R
             reader.follow(block)
             if block.language == "toml" and block.file is None:
                 part_of_a_config(block)
+            if block.language == "ini":
+                part_of_a_unit(block, tmp_path / f"units-{block.line}")
         except Exception as error:
             raise AssertionError(f"{page}:{block.line}: {error}") from error
 
@@ -80,3 +83,20 @@ def part_of_a_config(block: Block) -> None:
     environment = dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", block.text), "x") | {"CREDENTIALS_DIRECTORY": "/run"}
     _, problems = load(whole, environment, lambda _name: "x")
     assert problems == [], block.text
+
+
+def part_of_a_unit(block: Block, place: pathlib.Path) -> None:
+    """Check a drop-in for one instance, and the unit with it: systemd finds nothing wrong with them."""
+    (place / "rpcd@shop.service.d").mkdir(parents=True)
+    (place / "rpcd@shop.service.d" / "override.conf").write_text(block.text)
+    for unit in (ROOT / "systemd").iterdir():
+        shutil.copy(unit, place)
+    command = ["systemd-analyze", "verify", "--man=no", "rpcd@shop.service"]
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{place}:"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout + done.stderr) == (0, ""), block.text
+
+
+def test_a_wrong_part_of_a_unit_would_be_found(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(AssertionError, match="DynamcUser"):
+        part_of_a_unit(Block("ini", "[Service]\nDynamcUser=yes\n", (), 1), tmp_path / "units")

@@ -1,0 +1,5 @@
+"""The handler of shop.yaml."""
+
+
+def handle(message):
+    return {"seen": message.body}
