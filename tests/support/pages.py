@@ -33,7 +33,7 @@ _PART = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]+)\n(?P<text>.*?)^(?P=indent)```$|^ *<!-- (?P<order>[^\n]*?) -->$",
     re.MULTILINE | re.DOTALL,
 )
-_FILE = re.compile(r"# ([\w./@-]*[\w-]+\.(?:py|toml|yaml|yml|conf|jsonl|txt|service))\n")
+_FILE = re.compile(r"# (?!/)([\w./@-]*[\w-]+\.(?:py|toml|yaml|yml|conf|jsonl|txt|service))\n")
 
 _INCLUDED = re.compile(r"^```\{literalinclude\} (\S+)\n(?:(?!```).*\n)*?```$", re.MULTILINE)
 

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from daemon import RPCD, StartDaemon
 from pages import Block, Reader, blocks
+from peer import Peer
 
 from rpcd.core.load import load
+from rpcd.ops.rabbitmq import PrivateNode
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -100,3 +103,44 @@ def part_of_a_unit(block: Block, place: pathlib.Path) -> None:
 def test_a_wrong_part_of_a_unit_would_be_found(tmp_path: pathlib.Path) -> None:
     with pytest.raises(AssertionError, match="DynamcUser"):
         part_of_a_unit(Block("ini", "[Service]\nDynamcUser=yes\n", (), 1), tmp_path / "units")
+
+
+@pytest.mark.parametrize("column", [3, 4])
+def test_the_permissions_on_the_page_are_enough(
+    column: int, start: StartDaemon, url: str, node: PrivateNode, virtual_host: str, tmp_path: pathlib.Path, peer: Peer
+) -> None:
+    table = (DOCS / "guide/tls.md").read_text().partition("<!-- permissions -->\n")[2].partition("\n\n")[0]
+    rows = [re.split(r" (?<!\\)\| ", row.strip("| ")) for row in table.splitlines()[2:]]
+    patterns = [row[column - 1].strip("`").replace("\\|", "|") for row in rows]
+    config = f"""
+        [service]
+        declare = {"true" if column == 3 else "false"}
+        [exchanges.shop]
+        [queues.orders]
+        bindings = [{{ exchange = "shop", routing_keys = ["order.#"] }}]
+        [consumers.orders]
+        queue = "orders"
+        handler = "handlers_of_test:handle"
+        retry = {{ delays = [0.1] }}
+        """
+    if column == 4:
+        (tmp_path / "declare.toml").write_text(config.replace("[service]", '[service]\npath = ["."]'))
+        command = [str(RPCD), "declare", "--config", str(tmp_path / "declare.toml"), "--url", url]
+        subprocess.run(command, capture_output=True, check=True)
+    user = f"least-{virtual_host}"
+    node.ctl("add_user", user, "pw")
+    node.ctl("set_permissions", "--vhost", virtual_host, user, *patterns)
+    handlers = """
+        def handle(message):
+            if message.attempt == 1 and message.reply_to is None:
+                raise ConnectionError
+            message.publish("shop", "shipped", {})
+            print("run", message.attempt)
+            return {}
+        """
+    daemon = start(config, handlers, at=node.url(virtual_host, user, "pw"))
+    peer.publish("order.placed", {}, "shop")
+    daemon.wait_for("run 2")
+    assert peer.call("orders", {}).json["success"] is True
+    assert daemon.stop() == 0
+    assert "refused" not in daemon.output
