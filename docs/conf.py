@@ -19,4 +19,5 @@ html_theme = "furo"
 html_title = f"rpcd {version}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autoclass_content = "both"
 python_use_unqualified_type_names = True
