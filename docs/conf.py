@@ -20,4 +20,5 @@ html_title = f"rpcd {version}"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autoclass_content = "both"
+default_role = "code"  # what docstrings put between backquotes
 python_use_unqualified_type_names = True

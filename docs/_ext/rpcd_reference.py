@@ -80,6 +80,9 @@ def settings_page():
             for each in attrs.fields(section)
         ]
         text.append("")
+    sentence = settings.sentences(settings.Settings)["virtual_hosts"]
+    see = "See [several virtual hosts, one file](../../guide/config.md#several-virtual-hosts-one-file)."
+    text += ["## `[virtual_hosts.NAME]`", "", sentence, see, ""]
     return "\n".join(text)
 
 
@@ -113,7 +116,9 @@ def commands_page():
     text = ["# Commands", ""]
 
     def one(command, names):
-        context = click.Context(command, info_name=" ".join(names), terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command, info_name=" ".join(names), terminal_width=100, max_content_width=100, **main.context_settings
+        )
         text.extend([f"## `{' '.join(names)}`", "", "```text", command.get_help(context), "```", ""])
         for name in sorted(getattr(command, "commands", {})):
             one(command.commands[name], [*names, name])

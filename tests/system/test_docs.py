@@ -13,6 +13,7 @@ from daemon import RPCD, StartDaemon
 from pages import Block, Reader, blocks
 from peer import Peer
 
+import rpcd
 from rpcd.core.load import load
 from rpcd.ops.rabbitmq import PrivateNode
 
@@ -47,6 +48,17 @@ def test_the_reference_is_generated_from_the_program(built: pathlib.Path) -> Non
     assert "What only one message at a time may have in common" in settings
     assert "HaltConsumer(exit_code=0" in (built / "reference/generated/outcomes.html").read_text()
     assert "--unroutable-is-fine" in (built / "reference/generated/commands.html").read_text()
+
+
+def test_the_reference_has_every_python_name() -> None:
+    text = (DOCS / "reference/api.md").read_text()
+    told = set(re.findall(r"^\.\. auto\w+:: rpcd\.(\w+)$", text, re.MULTILINE))
+    assert told == set(rpcd.__all__) - {"__version__"}
+    attributes = set(re.findall(r"py:attribute:: (\w+)", text)) | set(
+        re.findall(r"(\w+)[,\n]", text.partition(":members:")[2])
+    )
+    public = {name for name in dir(rpcd.Message) if not name.startswith("_")} - {"source"}
+    assert public <= attributes
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -131,6 +133,43 @@ def test_the_sample_is_right_as_it_stands() -> None:
     found, problems = read(str(SAMPLE), {})
     assert problems == []
     assert list(found.consumers) == ["orders"]
+
+
+def test_the_sample_in_yaml_means_the_same() -> None:
+    in_yaml, problems = read(str(SAMPLE.with_suffix(".yaml")), {})
+    assert problems == []
+    assert in_yaml == read(str(SAMPLE), {})[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["async/rates.toml", "decorator/events.toml", "namespace/cluster.toml", "yaml/shop.yaml"],
+    ids=lambda name: name,
+)
+def test_an_example_answers_the_call_that_its_first_line_names(
+    config: str, start_at: Callable[[pathlib.Path], Daemon], tmp_path: pathlib.Path, url: str
+) -> None:
+    shutil.copytree(ROOT / "examples" / config.partition("/")[0], tmp_path / "example")
+    file = tmp_path / "example" / pathlib.Path(config).name
+    first = file.read_text().partition("\n")[0]
+    daemon = start_at(file)
+    call = shlex.split(first.rpartition("; then: ")[2])
+    assert call[:2] == ["rpcd", "call"]
+    done = subprocess.run([str(RPCD), *call[1:]], env={**os.environ, "RABBITMQ_URL": url}, capture_output=True, text=True)
+    assert json.loads(done.stdout)["success"] is True, done.stderr
+    assert daemon.stop() == 0
+
+
+def test_every_example_is_listed() -> None:
+    listed = re.findall(r"\]\((\w+)\)", (ROOT / "examples/README.md").read_text())
+    assert sorted(listed) == sorted(each.name for each in (ROOT / "examples").iterdir() if each.is_dir())
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
 
 
 def defaults_told(text: str, section: type[attrs.AttrsInstance]) -> list[str]:
