@@ -55,7 +55,7 @@ def test_the_reference_has_every_python_name() -> None:
     told = set(re.findall(r"^\.\. auto\w+:: rpcd\.(\w+)$", text, re.MULTILINE))
     assert told == set(rpcd.__all__) - {"__version__"}
     attributes = set(re.findall(r"py:attribute:: (\w+)", text)) | set(
-        re.findall(r"(\w+)[,\n]", text.partition(":members:")[2])
+        re.findall(r"\w+", text.partition(":members:")[2].partition("\n")[0])
     )
     public = {name for name in dir(rpcd.Message) if not name.startswith("_")} - {"source"}
     assert public <= attributes
@@ -64,10 +64,17 @@ def test_the_reference_has_every_python_name() -> None:
 @pytest.fixture
 def reader(tmp_path: pathlib.Path, url: str) -> Iterator[Reader]:
     """Somebody with rpcd on the PATH and a broker that the environment names."""
-    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        **os.environ,
+        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RABBITMQ_URL": url,
+        "RPCD": str(ROOT),
+        "HOME": str(tmp_path),
+        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(pathlib.Path.home() / ".cache/pip")),
+    }
     directory = tmp_path / "page"
     directory.mkdir()
-    found = Reader(directory, {**os.environ, "PATH": path, "RABBITMQ_URL": url, "RPCD": str(ROOT), "HOME": str(tmp_path)})
+    found = Reader(directory, environment)
     yield found
     found.leave()
 
