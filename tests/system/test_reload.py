@@ -30,6 +30,7 @@ drain_timeout = 20
 queue = "work"
 handler = "handlers_of_test:handle"
 workers = 4
+prefetch = 50
 """
 
 HANDLERS = """
