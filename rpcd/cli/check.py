@@ -60,7 +60,7 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else []
     if as_json:
-        _print_json(findings)
+        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None)
     else:
         _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings)
     sys.exit(_code(findings))
@@ -162,12 +162,21 @@ def _code(findings: list[Finding]) -> int:
     return int(max(codes, default=0))
 
 
-def _print_json(findings: list[Finding]) -> None:
+def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None) -> None:
+    """Print everything that the tables show; `broker` is null if nobody has asked it."""
+    keys = ("name", "queue", "handler", "workers", "prefetch", "on_error")
+    consumers = [
+        {**dict(zip(keys, _row(plan), strict=True)), "workers": plan.section.workers, "prefetch": plan.section.window}
+        | {"virtual_host": way}
+        for way, plans in assembled.items()
+        for plan in plans
+    ]
     rows: list[dict[str, Any]] = [
         {"path": each.path, "what": each.what, "result": each.result, "error": str(each.error) if each.error else None}
-        for each in findings
+        for each in findings or ()
     ]
-    say(json_line({"ok": not any(each.error for each in findings), "broker": rows}))
+    ok = not any(row["error"] for row in rows)
+    say(json_line({"ok": ok, "consumers": consumers, "broker": None if findings is None else rows}))
 
 
 def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding]) -> None:

@@ -36,6 +36,12 @@ _ENVIRONMENT = (
     ("RPCD_CONFIG", "The config file, if no --config is given."),
     ("RABBITMQ_URL", "The broker; wins over the config's. --url wins over it."),
     ("RABBITMQ_HEARTBEAT", "Seconds between heartbeats; wins over the URL and the config."),
+    ("RPCD_VIRTUAL_HOST", "The virtual host, and so its overlay in the config, if no --virtual-host is given."),
+    ("CREDENTIALS_DIRECTORY", "Where ${credential:NAME} of the config is looked for; systemd sets it for a unit."),
+    (
+        "LOGGING_FILE_CONFIG",
+        "A file for Python's logging.config.fileConfig that takes the place of [logging]; for the daemon.",
+    ),
 )
 
 _PLACES = (
@@ -81,8 +87,13 @@ def _summary(command: click.Command) -> str:
 
 
 def _paragraphs(command: click.Command) -> list[str]:
-    help_text = textwrap.dedent((command.help or "").replace("\b\n", ""))
-    return [" ".join(part.split()) for part in help_text.split("\n\n") if part.strip()]
+    """Return the paragraphs of a command's help; one that click is to leave as it is keeps its line ends."""
+    found = []
+    for part in textwrap.dedent(command.help or "").split("\n\n"):
+        text = part.strip("\n").removeprefix("\b\n")
+        kept = text != part.strip("\n") and not text.startswith("Example: ")
+        found.append(text if kept else " ".join(text.split()))
+    return [each for each in found if each]
 
 
 def _command(command: click.Command, context: click.Context, also: list[str]) -> Iterator[str]:
@@ -95,6 +106,8 @@ def _command(command: click.Command, context: click.Context, also: list[str]) ->
             codes.append(rest)
         elif kind == "Example":
             examples.append(rest)
+        elif "\n" in paragraph:
+            yield from (".PP", ".nf", ".RS", *map(escaped, paragraph.splitlines()), ".RE", ".fi")
         else:
             yield from (".PP", escaped(paragraph))
     yield from _options(command, context)

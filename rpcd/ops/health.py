@@ -11,6 +11,7 @@ Report = Callable[[], Mapping[str, Any]]
 
 NOT_ALLOWED, NOT_FOUND, UNAVAILABLE = 405, 404, 503
 
+LARGEST_PORT = 65535
 
 PASSED = "systemd:"
 """Endpoints whose socket systemd passes to the daemon: nobody else can tell whether it is there."""
@@ -19,7 +20,10 @@ PASSED = "systemd:"
 def endpoint(description: str, reactor: Any) -> Any:
     """Parse a Twisted endpoint string; raise ValueError with a sentence if it is none."""
     try:
-        return serverFromString(reactor, description)
+        found = serverFromString(reactor, description)
+        if not 0 <= getattr(found, "_port", 0) <= LARGEST_PORT:  # Twisted's finds that out when it listens, with a traceback
+            raise ValueError(f"a port is 0 to {LARGEST_PORT}")
+        return found
     except Exception as error:  # noqa: BLE001  # whatever a plugin of Twisted's raises, the string is wrong
         said = str(error).strip("'\"") or type(error).__name__
         example = "tcp:8001:interface=127.0.0.1"

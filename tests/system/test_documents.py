@@ -280,3 +280,18 @@ def test_json_of_check_is_json(shop: pathlib.Path) -> None:
     assert done.returncode == 78
     (problem,) = json.loads(done.stdout)["problems"]
     assert problem["path"].endswith("consumers.orders.workers")
+
+
+def test_json_of_check_tells_what_its_table_tells(shop: pathlib.Path) -> None:
+    done = subprocess.run([str(RPCD), "check", "-c", str(shop), "--json"], capture_output=True, text=True, cwd=shop.parent)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"], found["broker"]) == (0, True, None)
+    assert found["consumers"][0] == {
+        "name": "orders",
+        "queue": "orders",
+        "handler": "shop:PlaceOrder",
+        "workers": 4,
+        "prefetch": 8,
+        "on_error": "auto",
+        "virtual_host": None,
+    }

@@ -150,3 +150,11 @@ def test_an_unknown_shell_is_wrong_usage() -> None:
     done = rpcd("completion", "csh")
     assert done.returncode == 2
     assert "'csh' is not one of 'bash', 'zsh', 'fish'" in done.stderr
+
+
+def test_lines_that_help_keeps_are_kept_in_its_page(tmp_path: pathlib.Path) -> None:
+    (page,) = (path for path in man.write(tmp_path) if path.name == "rpcd-ctl.1")
+    shown = page.read_text().splitlines()
+    assert [line for line in shown if line.startswith("rpcd ctl pause [CONSUMER]")] != []
+    assert shown.count(".nf") == 2
+    assert ".B RPCD_VIRTUAL_HOST" in shown

@@ -120,6 +120,7 @@ def test_nothing_is_ready_before_the_broker_answers_and_while_it_drains(
         ("tpc:8001", "is nothing that can be listened on"),
         ("tcp:port", "is nothing that can be listened on"),
         ("8001", "is nothing that can be listened on"),
+        ("tcp:99999999", "is nothing that can be listened on: a port is 0 to 65535"),
     ],
 )
 def test_an_endpoint_that_is_none_ends_it_with_78(start: StartDaemon, endpoint: str, said: str) -> None:
