@@ -24,7 +24,7 @@ from rpcd.files import stale
 from rpcd.ops import health, logs
 from rpcd.ops.control import problems
 from rpcd.ops.reload import Origin
-from rpcd.ops.systemd import Systemd
+from rpcd.ops.systemd import START_SECONDS, Systemd
 from rpcd.service import Daemon
 
 
@@ -63,8 +63,8 @@ class Refusal(Exception):
 def makeService(options: Options, environment: Mapping[str, str] = os.environ) -> IService:  # noqa: N802  # Twisted's name
     """Make the service, or say on standard error what is wrong with the config and end with 78."""
     systemd = Systemd.take(environment)
-    systemd.tell(STATUS="reading the config, importing handlers", WATCHDOG=1)
-    systemd.extend()
+    systemd.tell(STATUS="reading the config, importing handlers")
+    systemd.extend(START_SECONDS)  # not WATCHDOG=1: that would start it at a first start, and cut the time short at a reload
     try:
         return cast(IService, _make(options, environment, systemd))
     except (Refusal, SettingsError) as error:
