@@ -348,6 +348,22 @@ def test_a_hail_of_sighups_kills_nobody(start: StartDaemon, peer: Peer) -> None:
     assert daemon.wait() in (0, -signal.SIGTERM)  # the latter if it came while the next program was starting
 
 
+def test_a_sighup_while_handlers_are_imported_for_the_first_time_waits_until_it_can_be_heeded(
+    start: StartDaemon, tmp_path: pathlib.Path
+) -> None:
+    os.mkfifo(tmp_path / "importing")
+    importing = "import os\nif 'twistd' in __import__('sys').argv[0] and os.path.exists('importing'):\n"
+    importing += "    open('importing', 'w').close(); open('importing').close(); os.remove('importing')\n"
+    daemon = start(CONFIG, importing + "def handle(message): pass\n", wait=False)
+    (tmp_path / "importing").read_text()
+    daemon.signal(signal.SIGHUP)
+    with (tmp_path / "importing").open("w"):
+        pass
+    daemon.wait_for("reload: all is well")
+    daemon.wait_for("starting: ", 2)
+    assert daemon.stop() == 0
+
+
 def test_no_descriptor_is_left_behind(start: StartDaemon) -> None:
     daemon = start(CONFIG, HANDLERS + "\n    os.set_inheritable(os.open('/dev/null', os.O_RDONLY), True)\n")
     opened = pathlib.Path(f"/proc/{daemon.process.pid}/fd")
