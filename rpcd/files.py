@@ -1,7 +1,6 @@
 """The config file as it lies on the disk: which file is read, and in which language it is written."""
 
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ def parse(path: str, environment: Mapping[str, str]) -> dict[str, Any]:
     systemd's copy is read instead of a file that this user may not read; messages go on naming the file itself.
     """
     try:
-        text = _text(located(path, environment))
+        text = located(path, environment).read_text(encoding="utf-8-sig")
     except PermissionError as error:
         way_out = f"let this user read it, or have systemd hand over a copy: LoadCredential={Path(path).name}:{path}"
         raise SettingsError([Problem(path, f"can't be read: {error.strerror}", way_out)]) from None
@@ -38,14 +37,6 @@ def parse(path: str, environment: Mapping[str, str]) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise SettingsError([Problem(path, "is not UTF-8 text")]) from None
     return _yaml(path, text) if path.lower().endswith(YAML) else _toml(path, text)
-
-
-def _text(path: Path) -> str:
-    """Return the text of a plain file; a pipe could be read once, and a config is read again and again."""
-    mode = path.stat().st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        raise OSError(0, "it is a pipe or a socket, and not a file")
-    return path.read_text(encoding="utf-8-sig")
 
 
 def _toml(path: str, text: str) -> dict[str, Any]:

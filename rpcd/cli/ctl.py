@@ -16,8 +16,8 @@ from rpcd.cli.show import end, json_line, printable, say, table, tell
 from rpcd.config import CONFIG, read
 from rpcd.core.errors import ExitCode, SettingsError
 
-SECONDS = 75.0
-"""How long an answer may take; the look ahead of a reload takes a minute at most."""
+SECONDS = 95.0
+"""How long an answer may take; the look ahead of a reload takes 80 s at most."""
 
 COMMANDS = ("status", "pause", "resume", "level", "reload")
 

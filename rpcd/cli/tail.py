@@ -198,8 +198,7 @@ def tail(
     if (exchange is None) == (queue is None):
         raise click.UsageError("Give either EXCHANGE or --queue NAME.")
     bounds = _of_queue(queue, asked) if queue is not None else _of_exchange(str(exchange), keys)
-    printer = Printer(in_json, bodies, count)
-    following = Tail(bounds, printer)
+    following = Tail(bounds, printer := Printer(in_json, bodies, count))
 
     async def work(connect: Connect) -> None:
         try:

@@ -65,11 +65,6 @@ def test_a_file_in_no_language_is_said_to_be_so(tmp_path: pathlib.Path, name: st
     assert problem in found
 
 
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: pathlib.Path) -> None:
-    os.mkfifo(tmp_path / "a.toml")
-    assert said(tmp_path / "a.toml") == ["can't be read: it is a pipe or a socket, and not a file"]
-
-
 def test_every_mistake_in_yaml_is_told_with_file_path_and_line(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("service:\n  declare: on\nbroker:\n  heartbeat: 010\n")
