@@ -19,7 +19,7 @@ from rpcd.core.settings import Settings
 from rpcd.ops import health, report
 from rpcd.ops.control import Commands, Control, Refused
 from rpcd.ops.reload import Origin
-from rpcd.ops.systemd import Systemd
+from rpcd.ops.systemd import START_SECONDS, Systemd
 
 LOOK_SECONDS = 1.0
 """How often the status text is compared with how it goes."""
@@ -79,8 +79,6 @@ class Doors:
         """
         if self.systemd.listens:
             self._looking.start(LOOK_SECONDS)
-            if (seconds := self.systemd.watchdog) is not None:
-                self._feeding.start(seconds / 2)
         service = self._settings.service
         if service.control is not None:
             commands = Commands(self._consumers, self.report, reload, self.tell)
@@ -109,6 +107,11 @@ class Doors:
             raise CannotOpen(f"service.http: {error}") from None
         return port.addCallback(listening).addErrback(failed)
 
+    def begin_feeding(self) -> None:
+        """Feed the watchdog from now on, as long as the reactor turns."""
+        if (seconds := self.systemd.watchdog) is not None:
+            self._feeding.start(seconds / 2)
+
     async def close(self) -> None:
         """Close what is open; what systemd was told last stands."""
         if self._control is not None:
@@ -120,7 +123,9 @@ class Doors:
             self._looking.stop()
         if self._feeding.running:
             self._feeding.stop()
-        self._feed()  # after a reload the next process has its modules to import first
+        self._feed()
+        if self.phase.reloading:  # the next program has an interpreter to start before it can ask for more time itself
+            self.systemd.extend(START_SECONDS)
 
     # The report -----------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from rpcd.doors import CannotOpen, Doors
 from rpcd.importing import resolve
 from rpcd.ops import ending, memory, signals
 from rpcd.ops.reload import NOWHERE, Origin, Reloading
-from rpcd.ops.systemd import Systemd
+from rpcd.ops.systemd import START_SECONDS, Systemd
 
 SUPERVISE_SECONDS = 10.0
 """How often wanted and live consumers are compared."""
@@ -93,6 +93,7 @@ class Daemon(Service):
         log.info("rpcd %s starting: %s consumers, broker %s", __version__, len(self.consumers), self.broker.address.safe_url)
         if not self._open_doors() or not self._run_on_start():
             return
+        self.doors.begin_feeding()
         memory.settle_in(sum(consumer.plan.section.window for consumer in self.consumers))
         self.pool.start()
         self.publisher.start()
@@ -115,6 +116,7 @@ class Daemon(Service):
         path = self.settings.service.on_start
         if path is None:
             return True
+        self.doors.systemd.extend(START_SECONDS)
         try:
             resolve(path)()
         except BaseException:  # noqa: BLE001  # the user's code; SystemExit included

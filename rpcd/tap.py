@@ -21,10 +21,10 @@ from rpcd.config import CONFIG, VIRTUAL_HOST, assemble, read
 from rpcd.core.errors import ExitCode, Problem, SettingsError
 from rpcd.core.settings import Logging, Settings
 from rpcd.files import stale
-from rpcd.ops import health, logs
+from rpcd.ops import health, logs, signals
 from rpcd.ops.control import problems
 from rpcd.ops.reload import Origin
-from rpcd.ops.systemd import Systemd
+from rpcd.ops.systemd import START_SECONDS, Systemd
 from rpcd.service import Daemon
 
 
@@ -62,9 +62,10 @@ class Refusal(Exception):
 
 def makeService(options: Options, environment: Mapping[str, str] = os.environ) -> IService:  # noqa: N802  # Twisted's name
     """Make the service, or say on standard error what is wrong with the config and end with 78."""
+    signals.hold_back()
     systemd = Systemd.take(environment)
-    systemd.tell(STATUS="reading the config, importing handlers", WATCHDOG=1)
-    systemd.extend()
+    systemd.tell(STATUS="reading the config, importing handlers")
+    systemd.extend(START_SECONDS)  # not WATCHDOG=1: that would start it at a first start, and cut the time short at a reload
     try:
         return cast(IService, _make(options, environment, systemd))
     except (Refusal, SettingsError) as error:
@@ -76,7 +77,7 @@ def makeService(options: Options, environment: Mapping[str, str] = os.environ) -
 
 def _make(options: Options, environment: Mapping[str, str], systemd: Systemd) -> LoggedDaemon:
     path = options["config"] or environment.get(CONFIG)
-    if path is None:
+    if not path:
         raise Refusal(f"no config file: give --config FILE, or set {CONFIG}")
     virtual_host = options["virtual-host"] or environment.get(VIRTUAL_HOST) or None
     twistd: Mapping[str, Any] = options.parent or {}
@@ -140,7 +141,7 @@ class Log:
         """Take twistd's own options and the environment."""
         self.consumers: list[Consumer] = []
         self.observer = None if twistd.get("syslog") or twistd.get("logger") else logs.ToStandardLibrary()
-        self._file_config = environment.get("LOGGING_FILE_CONFIG")
+        self._file_config = environment.get("LOGGING_FILE_CONFIG") or None
         path = twistd.get("logfile")
         if path == "-":
             path = None

@@ -23,8 +23,9 @@ def main() -> None:
 
     The daemon itself is `twistd -n rpcd --config FILE`, or `rpcd run`.
 
-    Exit code: 0 done, 1 the answer was no, 2 wrong usage, 69 the broker or a queue can't be reached, 75 no answer in time,
-    77 refused by the broker, 78 wrong config, 130 and 143 ended by a signal.
+    Exit code: 0 done, 1 the answer was no, 2 wrong usage, 69 the broker or a queue can't be reached, 74 done, but the result
+    could not be written (a full disk), 75 no answer in time, 77 refused by the broker, 78 wrong config, 130 and 143 ended by
+    a signal.
     """
 
 

@@ -60,7 +60,7 @@ def call(
 def show(answer: Answer, as_json: bool) -> None:
     """Print a reply: for people on a terminal, else as it came."""
     text = answer.body.decode("utf-8", "backslashreplace")
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         say(text)
     elif answer.properties.content_type == JSON and valid(answer.body):
         say(json_printable(text if as_json else msgspec.json.format(text, indent=2)))

@@ -11,12 +11,13 @@ import msgspec
 
 from rpcd.cli.broker import CONFIG_FILE, UNAVAILABLE, virtual_host_option
 from rpcd.cli.completion import names
+from rpcd.cli.compose import USAGE
 from rpcd.cli.show import end, json_line, printable, say, table, tell
 from rpcd.config import CONFIG, read
 from rpcd.core.errors import ExitCode, SettingsError
 
-SECONDS = 75.0
-"""How long an answer may take; the look ahead of a reload takes a minute at most."""
+SECONDS = 95.0
+"""How long an answer may take; the look ahead of a reload takes 80 s at most."""
 
 COMMANDS = ("status", "pause", "resume", "level", "reload")
 
@@ -75,6 +76,8 @@ def ctl(
     Example: rpcd ctl --config /etc/rpcd/shop.toml pause orders
     """  # noqa: D301  # click's mark for lines that stay as they are
     request = _request(command, words)
+    if any(not _is_unicode(word) for word in words):
+        end("an argument is not UTF-8", USAGE)
     try:
         answer = ask(path or _path(config, virtual_host), request, timeout)
     except NoAnswer as error:
@@ -99,6 +102,15 @@ def _request(command: str, words: Sequence[str]) -> dict[str, Any]:
     elif words and command not in DONE:
         raise click.UsageError(f"{command} takes no further words; got {' '.join(words)}")
     return request
+
+
+def _is_unicode(word: str) -> bool:
+    """Tell whether a word from the command line was UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _path(config: str | None, virtual_host: str | None) -> str:

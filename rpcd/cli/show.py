@@ -4,6 +4,8 @@ Names, headers and bodies come from strangers. A control character among them co
 terminal of whoever looks, so they are shown as escapes.
 """
 
+import contextlib
+import errno
 import os
 import re
 import sys
@@ -15,6 +17,9 @@ import msgspec
 
 WIDE = 250
 """Columns of a table that goes to a file or a pipe, where nothing needs to be folded."""
+
+NOT_WRITTEN = 74
+"""The exit code of a command that did what it should, but whose result could not be written; the word of sysexits(3)."""
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """C0 and C1 controls, line ends of Unicode's own, what turns the direction of writing, and halves of characters."""
@@ -53,16 +58,17 @@ def end(text: str, code: int) -> NoReturn:
 
 
 def tell(text: str) -> None:
-    """Say something on standard error."""
-    click.echo(printable_lines(text), err=True)
+    """Say something on standard error; where nobody can be told, the exit code says enough."""
+    with contextlib.suppress(OSError):
+        click.echo(printable_lines(text), err=True)
 
 
 def say(text: str | bytes) -> None:
-    """Print a result; that nobody reads it any more changes nothing about it, and so nothing about the exit code."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+    """Print a result; that nobody reads it any more changes nothing about it, and so nothing about the exit code.
+
+    Ends the command with 74 if it can't be written (a full disk).
+    """
+    _guarded(lambda: click.echo(text))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -78,8 +84,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _guarded(write: Callable[[], object]) -> None:
+    if sys.stdout is None:  # closed by whoever started us
+        return
     try:
         write()
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if (text := unwritten(error)) is not None:
+            end(text, NOT_WRITTEN)
+
+
+def unwritten(error: OSError) -> str | None:
+    """Tell why standard output takes no more, or None if nobody reads it any more, and let the rest of it go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+    return None if error.errno in (errno.EPIPE, errno.EINVAL) else f"the result can't be written: {error.strerror}"

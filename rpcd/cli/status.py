@@ -1,5 +1,6 @@
 """`rpcd status`: whether everything consumes, in one line, for monitoring."""
 
+import http.client
 import re
 import subprocess
 import sys
@@ -95,21 +96,31 @@ def _end(verdict: str, text: str, findings: Iterable[Finding], as_json: bool) ->
 
 
 def _over_http(url: str, seconds: float) -> Finding:
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError as error:
+        raise Unknown(f"{url} is no URL: {error}") from None
     asked = urlunsplit(parts._replace(path="/ready") if parts.path in ("", "/") else parts)
     if parts.scheme not in ("http", "https"):
         raise Unknown(f"{url} is no http:// URL")
     try:
-        with urllib.request.urlopen(asked, timeout=seconds) as answer:  # noqa: S310  # http and https alone, see above
-            body = answer.read()
-    except urllib.error.HTTPError as error:
-        body = error.read()  # 503 carries the report as well
-    except (OSError, ValueError) as error:
+        return _judged(url, msgspec.json.decode(_body(asked, seconds)))
+    except (OSError, UnicodeError, http.client.InvalidURL) as error:
         return Finding(url, CRITICAL, "no answer", str(getattr(error, "reason", error)))
-    try:
-        return _judged(url, msgspec.json.decode(body))
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except http.client.IncompleteRead:
+        return Finding(url, CRITICAL, "no answer", "the answer ends in its middle")
+    except (http.client.HTTPException, msgspec.DecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Finding(url, CRITICAL, "no answer", "it is not rpcd that answers")
+
+
+def _body(url: str, seconds: float) -> bytes:
+    """Return what is answered; 503 carries the report as well."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds) as answer:  # noqa: S310  # http and https alone: see the caller
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read()
 
 
 def _over_socket(path: str, seconds: float) -> Finding:

@@ -1,12 +1,10 @@
 """`rpcd tail`: show copies of messages as they pass an exchange, and take nothing from anybody."""
 
-import errno
 import itertools
 import os
 import random
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,7 +23,7 @@ from rpcd.cli.broker import Asked, Connect, broker_options, choose, environment_
 from rpcd.cli.completion import names
 from rpcd.cli.compose import USAGE
 from rpcd.cli.copies import Copy, as_json, readable
-from rpcd.cli.show import end, tell
+from rpcd.cli.show import NOT_WRITTEN, end, tell, unwritten
 from rpcd.config import read
 from rpcd.core.errors import ChannelClosed, ConnectionLost, ConsumerCancelled, ExitCode, ObjectMissing, SettingsError
 from rpcd.core.tables import short
@@ -147,15 +145,15 @@ class Printer:
         self._form = as_json if in_json else readable
         self._bodies = bodies
         self._left = count
+        self.trouble: str | None = None
+        """Why nothing more can be written."""
 
     def __call__(self, copy: Copy) -> None:
-        """Print one copy; raise Enough with the last one, or if nobody reads it any more."""
+        """Print one copy; raise Enough with the last one, or if no more can be written."""
         try:
             click.echo(self._form(copy, self._bodies))
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+            self.trouble = unwritten(error)
             raise Enough from None
         if self._left is not None:
             self._left -= 1
@@ -200,7 +198,7 @@ def tail(
     if (exchange is None) == (queue is None):
         raise click.UsageError("Give either EXCHANGE or --queue NAME.")
     bounds = _of_queue(queue, asked) if queue is not None else _of_exchange(str(exchange), keys)
-    following = Tail(bounds, Printer(in_json, bodies, count))
+    following = Tail(bounds, printer := Printer(in_json, bodies, count))
 
     async def work(connect: Connect) -> None:
         try:
@@ -211,6 +209,8 @@ def tail(
             raise ObjectMissing(f"tail: the broker refused to copy: {error}") from error
 
     talk(choose(asked), work)
+    if printer.trouble is not None:
+        end(printer.trouble, NOT_WRITTEN)
 
 
 def _of_exchange(exchange: str, keys: tuple[str, ...]) -> list[Bound]:

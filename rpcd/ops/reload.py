@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 import attrs
@@ -19,12 +19,15 @@ import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from rpcd.core.errors import Problem
+from rpcd.core.errors import ExitCode, Problem
 from rpcd.ops.ending import birth
 from rpcd.ops.systemd import OURS
 
 CHECK_SECONDS = 60.0
 """How long the check may take; handlers are imported in it."""
+
+BROKER_SECONDS = 20.0
+"""How long the broker may take to be asked about the new config; one that is away keeps nobody from reloading."""
 
 MOST_OUTPUT = 1024 * 1024
 """Bytes of the check's output that are looked at, from its end: imported modules may print before the verdict."""
@@ -55,11 +58,29 @@ NOWHERE = Origin("", fixed=lambda: "it was not started from a config file")
 """Settings that were made by a program."""
 
 
+class _Step(msgspec.Struct):
+    """What the broker says to one declaration, binding or permission."""
+
+    result: str
+    error: str | None = None
+
+
 class _Verdict(msgspec.Struct):
     """What `rpcd check --json` says."""
 
     ok: bool
     problems: list[Problem] = []
+    broker: list[_Step] = []
+
+    def told(self) -> list[str]:
+        """Return what speaks against it; what is missing is waited for, which is no reason to refuse."""
+        if self.broker:
+            return [step.error for step in self.broker if step.error is not None and step.result == "refused"]
+        return list(map(str, self.problems)) or ["the check says no more than no"]
+
+
+class _GivenUp(Exception):
+    """The check was cancelled."""
 
 
 class Check:
@@ -89,33 +110,55 @@ class Check:
 
     def _run(self) -> None:
         try:
-            problems = self._look() or self._origin.ahead()
+            problems = self._look() or self._origin.ahead() or self._ask_broker()
         except Exception as error:  # noqa: BLE001  # no memory, no process, no temporary file: it carries on
             problems = [f"the check could not be run: {type(error).__name__}: {error}"]
         self._reactor.callFromThread(self._done.callback, problems)
 
     def _look(self) -> list[str]:
+        try:
+            output, code = self._checked(self._seconds)
+        except subprocess.TimeoutExpired:
+            return [f"the check took longer than {self._seconds:g} s"]
+        except _GivenUp:
+            return ["the check was given up"]
+        return self._judge(output, code)
+
+    def _ask_broker(self) -> list[str]:
+        """Return what the new program would end over: a login, a permission or an existing queue that is refused."""
+        try:
+            output, code = self._checked(BROKER_SECONDS, "--broker")
+        except subprocess.TimeoutExpired:
+            log.warning("reload: the broker could not be asked about the new config within %g s", BROKER_SECONDS)
+            return []
+        except _GivenUp:
+            return ["the check was given up"]
+        if code in (0, ExitCode.CONFIG, ExitCode.NOPERM):
+            return self._judge(output, code)
+        log.warning("reload: the broker could not be asked about the new config (%s)", _end(code))
+        return []
+
+    def _checked(self, seconds: float, *options: str) -> tuple[bytes, int]:
+        """Run the check; return the end of what it printed, and its exit code."""
         with tempfile.TemporaryFile() as output:
             with self._mutex:
                 if self._cancelled:
-                    return ["the check was given up"]
-                self._process = self._start(output)
+                    raise _GivenUp
+                self._process = self._start(output, options)
             try:
-                code = self._process.wait(self._seconds)
-            except subprocess.TimeoutExpired:
-                return [f"the check took longer than {self._seconds:g} s"]
+                code = self._process.wait(seconds)
             finally:
                 with self._mutex:
                     process, self._process = self._process, None
                     _kill(process)
                 process.wait()
             output.seek(max(0, output.seek(0, os.SEEK_END) - MOST_OUTPUT))
-            return self._judge(output.read(), code)
+            return output.read(), code
 
-    def _start(self, output: IO[bytes]) -> "subprocess.Popen[bytes]":
+    def _start(self, output: IO[bytes], options: Sequence[str]) -> "subprocess.Popen[bytes]":
         origin = self._origin
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001  # as multiprocessing
-        command = [sys.executable, *flags, "-c", _START, birth.place, "check", "--json", "--config", origin.config]
+        command = [sys.executable, *flags, "-c", _START, birth.place, "check", "--json", "--config", origin.config, *options]
         command += ["--virtual-host", origin.virtual_host] if origin.virtual_host else []
         return subprocess.Popen(  # noqa: S603  # our own command, no shell
             command,
@@ -131,7 +174,7 @@ class Check:
         for line in reversed(output.splitlines()):
             with contextlib.suppress(msgspec.DecodeError):
                 verdict = msgspec.json.decode(line, type=_Verdict)
-                return [] if verdict.ok else list(map(str, verdict.problems)) or ["the check says no more than no"]
+                return [] if verdict.ok else verdict.told()
         by_hand = f"run it by hand: rpcd check --config {self._origin.config}"
         return [f"the check ended without a verdict ({_end(code)}); {by_hand}"]
 

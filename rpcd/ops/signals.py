@@ -12,11 +12,20 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 Told = Callable[[int], object]
 
 
+def hold_back() -> None:
+    """Let a SIGHUP wait until `take`: its own action is death, and there is nothing yet that could be reloaded.
+
+    Not on a terminal: when that is closed while handlers are imported, the process goes with it.
+    """
+    if not _has_terminal():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
 def take(stop: Told, reload: Told) -> None:
     """Take the signals over; both are called between any two instructions of the main thread.
 
     SIGHUP is left alone if it was to be ignored (nohup). It stops when it comes because the terminal has gone: nobody would
-    see what goes on in the background. A reload has blocked it up to here, so that one that came meanwhile counts now.
+    see what goes on in the background. It has been blocked up to here, so that one that came meanwhile counts now.
     """
 
     def on_stop(number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,9 @@ OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 EXTEND_SECONDS = 60
 """How much longer systemd is asked to wait, each time it is asked."""
 
+START_SECONDS = 120
+"""How long importing the handlers may take, and on_start: the reactor, which feeds the watchdog, does not turn then."""
+
 LONGEST_STATUS = 1000
 """Characters of a status text; a datagram has to hold it."""
 
@@ -81,9 +84,9 @@ class Systemd:
             self._socket.sendto(lines.encode("utf-8", "backslashreplace"), self._address)
             del self._late[0]
 
-    def extend(self) -> None:
-        """Ask for more time to start, reload or stop."""
-        self.tell(EXTEND_TIMEOUT_USEC=EXTEND_SECONDS * 1_000_000)
+    def extend(self, seconds: int = EXTEND_SECONDS) -> None:
+        """Ask for more time to start, reload or stop; the watchdog waits as long, until WATCHDOG=1 is told."""
+        self.tell(EXTEND_TIMEOUT_USEC=seconds * 1_000_000)
 
     def reloading(self, status: str) -> None:
         """Say that a reload begins; READY=1 ends it."""

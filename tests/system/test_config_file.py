@@ -158,6 +158,16 @@ def test_a_logging_config_that_is_not_there_ends_the_start(tmp_path: pathlib.Pat
     assert "nowhere.ini" in done.stderr
 
 
+def test_a_variable_that_is_set_to_nothing_is_not_set(tmp_path: pathlib.Path) -> None:
+    """An /etc/default file says so when it means to take something back."""
+    done = daemon_ends(RPCD_CONFIG="")
+    assert (done.returncode, done.stderr) == (78, "no config file: give --config FILE, or set RPCD_CONFIG\n")
+    (tmp_path / "shop.toml").write_text("")
+    done = daemon_ends(RPCD_CONFIG=str(tmp_path / "shop.toml"), LOGGING_FILE_CONFIG="")
+    assert "there is no [consumers.NAME] section" in done.stderr
+    assert "LOGGING_FILE_CONFIG" not in done.stderr
+
+
 # check --------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ from daemon import RPCD, TWISTD, Daemon, StartDaemon
 from notify import NotifySocket
 from peer import Peer
 
+from rpcd.ops.rabbitmq import PrivateNode
+
 CONFIG = """
 [service]
 drain_timeout = 20
@@ -133,6 +135,41 @@ def test_a_mistake_is_told_and_it_carries_on(
     told = systemd.ready(told)
     assert systemd.told[told - 1]["STATUS"] == "consuming: work"
     daemon.wait_for("rpcd 0.* starting", 2)
+
+
+@pytest.mark.parametrize("wrong", ["password", "arguments"])
+def test_what_the_broker_would_refuse_is_told_and_it_carries_on(
+    start: StartDaemon, peer: Peer, config: pathlib.Path, wrong: str
+) -> None:
+    """The new program would end over it, for good."""
+    start(CONFIG, HANDLERS).stop()
+    config.write_text(f"[broker]\nurl = {peer.url!r}\n{config.read_text()}")
+    config.chmod(0o600)
+    daemon = Daemon(config, None)  # RABBITMQ_URL would win over the file
+    try:
+        daemon.ready()
+        if wrong == "password":
+            edit(config, "guest:guest@", "guest:wrong@")
+        else:
+            edit(config, "[queues.work]", "[queues.work]\narguments = { x-max-length = 7 }")
+        daemon.signal(signal.SIGHUP)
+        said = {"password": "refused the login", "arguments": "PRECONDITION_FAILED"}[wrong]
+        (line,) = daemon.wait_for("reload refused|starting: .*", 2)[1:]
+        assert "reload refused: " in line
+        assert said in line
+        assert version(peer) == 1
+    finally:
+        daemon.kill()
+
+
+def test_a_broker_that_is_away_keeps_nobody_from_reloading(start: StartDaemon, own_node: PrivateNode) -> None:
+    daemon = start(CONFIG, HANDLERS, at=own_node.url("/"))
+    own_node.ctl("stop_app")
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("reload: the broker could not be asked about the new config")
+    daemon.wait_for("starting: ", 2)
+    own_node.ctl("start_app")
+    daemon.wait_for(r"ready: \d consumers", 2)
 
 
 def test_what_runs_is_finished_first_and_what_has_not_started_waits_in_the_queue(
@@ -346,6 +383,22 @@ def test_a_hail_of_sighups_kills_nobody(start: StartDaemon, peer: Peer) -> None:
     assert version(peer) == 1
     daemon.signal(signal.SIGTERM)
     assert daemon.wait() in (0, -signal.SIGTERM)  # the latter if it came while the next program was starting
+
+
+def test_a_sighup_while_handlers_are_imported_for_the_first_time_waits_until_it_can_be_heeded(
+    start: StartDaemon, tmp_path: pathlib.Path
+) -> None:
+    os.mkfifo(tmp_path / "importing")
+    importing = "import os\nif 'twistd' in __import__('sys').argv[0] and os.path.exists('importing'):\n"
+    importing += "    open('importing', 'w').close(); open('importing').close(); os.remove('importing')\n"
+    daemon = start(CONFIG, importing + "def handle(message): pass\n", wait=False)
+    (tmp_path / "importing").read_text()
+    daemon.signal(signal.SIGHUP)
+    with (tmp_path / "importing").open("w"):
+        pass
+    daemon.wait_for("reload: all is well")
+    daemon.wait_for("starting: ", 2)
+    assert daemon.stop() == 0
 
 
 def test_no_descriptor_is_left_behind(start: StartDaemon) -> None:

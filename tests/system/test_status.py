@@ -6,6 +6,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from typing import Any
@@ -192,6 +193,35 @@ def test_daemons_are_asked_over_http_and_sockets(start: StartDaemon, port: int, 
             }
         ],
     }
+
+
+ANSWERS = {
+    b"AMQP\0\0\x09\x01": "it is not rpcd that answers",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]": "it is not rpcd that answers",
+    b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000: "it is not rpcd that answers",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{": "the answer ends in its middle",
+    b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\n{": "the answer ends in its middle",
+}
+
+
+@pytest.mark.parametrize(("answer", "why"), ANSWERS.items(), ids=range(len(ANSWERS)))
+def test_whatever_answers_a_question_over_http_is_judged(answer: bytes, why: str) -> None:
+    """A stack trace would end with 1, which monitoring takes for a warning."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _address = server.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert status("--http", url) == (2, f"CRITICAL: no answer: {url} ({why})")
+
+
+def test_what_is_no_url_is_unknown() -> None:
+    assert status("--http", "http://[") == (3, "UNKNOWN: http://[ is no URL: Invalid IPv6 URL")
 
 
 # rpcd status for units ----------------------------------------------------------------------------

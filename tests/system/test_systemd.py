@@ -196,3 +196,34 @@ def test_a_wrong_config_is_told_too(start: StartDaemon, systemd: NotifySocket) -
     assert daemon.wait() == 78
     told = systemd.wait_for(lambda each: each.get("EXIT_STATUS") == "78")
     assert "consumers.orders" in systemd.told[told - 1]["STATUS"]
+
+
+SLOW = """
+    import time
+
+    time.sleep(1.5)
+
+    def prepare():
+        time.sleep(1.5)
+
+    def handle(message): pass
+"""
+
+
+def test_imports_and_on_start_get_their_time_from_the_watchdog_at_a_start_and_at_a_reload(
+    start: StartDaemon, systemd: NotifySocket
+) -> None:
+    """EXTEND_TIMEOUT_USEC holds for the watchdog, too; WATCHDOG=1 starts it, or sets it back to WatchdogSec=."""
+    config = CONFIG.replace("[service]", '[service]\non_start = "handlers_of_test:prepare"')
+    daemon = start(config, SLOW, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="1000000")
+    first = systemd.ready()
+    daemon.signal(signal.SIGHUP)
+    second = systemd.ready(systemd.wait_for(lambda each: each.get("RELOADING") == "1", first))
+    reading = [number for number in range(second) if "reading the config" in systemd.told[number].get("STATUS", "")]
+    assert [number < first for number in reading] == [True, False]
+    for begun, ready in zip(reading, (first, second), strict=True):
+        told = systemd.told[begun:ready]
+        fed = next(number for number, each in enumerate(told) if "WATCHDOG" in each)
+        assert len([each for each in told[:fed] if each.get("EXTEND_TIMEOUT_USEC") == "120000000"]) == 2
+    before = [each for each in systemd.told[: reading[1]] if "WATCHDOG" in each or "EXTEND_TIMEOUT_USEC" in each]
+    assert before[-1] == {"EXTEND_TIMEOUT_USEC": "120000000"}

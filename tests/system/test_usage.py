@@ -2,9 +2,12 @@
 
 import itertools
 import pathlib
+import subprocess
 
 import pytest
-from command import on_terminal, rpcd
+from command import on_terminal, rpcd, surroundings
+from daemon import RPCD, StartDaemon
+from peer import Peer
 
 from rpcd.cli import main
 from rpcd.ops.rabbitmq import free_ports
@@ -126,3 +129,48 @@ def test_a_table_on_a_narrow_terminal_is_readable(tmp_path: pathlib.Path) -> Non
     code, said = on_terminal("declare", "--dry-run", "--config", str(file))
     assert code == 0
     assert b"[bold]q" in said
+
+
+@pytest.mark.parametrize("command", ["call", "publish", "tail", "check", "declare", "completion", "ctl", "status"])
+def test_a_full_disk_is_told_and_a_closed_output_is_none(
+    command: str, start: StartDaemon, url: str, peer: Peer, tmp_path: pathlib.Path
+) -> None:
+    control = str(tmp_path / "control")
+    text = f"[service]\ncontrol = {control!r}\n[queues.q]\n[consumers.q]\nqueue = 'q'\nhandler = 'handlers_of_test:handle'\n"
+    start(text, "def handle(message): pass\n")
+    config = str(tmp_path / "rpcd.toml")
+    arguments = {
+        "publish": ["", "q", "{}"],
+        "tail": ["amq.topic", "--count", "1"],
+        "check": ["--config", config],
+        "declare": ["--dry-run", "--config", config],
+        "ctl": ["--socket", control, "status"],
+        "status": ["--socket", control],
+    }.get(command, USUAL[command])
+    for code, redirected in ((74, ">/dev/full"), (0, ">&-")):
+        line = ["sh", "-c", f'exec "$@" {redirected}', "sh", str(RPCD), command, *arguments]
+        with subprocess.Popen(line, env=surroundings(url), stderr=subprocess.PIPE, text=True) as process:
+            if command == "tail":
+                _publish_until_it_ends(peer, process)
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == code, said
+        assert "Traceback" not in said
+        assert ("the result can't be written: No space left on device" in said) == (code == 74)
+
+
+def _publish_until_it_ends(peer: Peer, process: "subprocess.Popen[str]") -> None:
+    def ended() -> bool:
+        peer.channel.basic_publish("amq.topic", "k", b"{}")
+        return process.poll() is not None
+
+    peer.until(ended)
+
+
+def test_where_nothing_can_be_said_the_exit_code_says_it(url: str) -> None:
+    line = ["sh", "-c", '"$@" 2>/dev/full', "sh", str(RPCD), "publish", "", "nobody", "{}"]
+    assert subprocess.run(line, env=surroundings(url), timeout=60, check=False).returncode == 69
+
+
+def test_a_consumer_that_is_not_utf_8_is_told(tmp_path: pathlib.Path) -> None:
+    done = rpcd("ctl", "--socket", str(tmp_path / "nobody"), "pause", "\udcff")
+    assert (done.returncode, done.stderr) == (2, "an argument is not UTF-8\n")
