@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -127,6 +127,21 @@ class LoopThread:
                 log.exception("raised out of the loop, which goes on", extra={"consumer": self._consumer})
         asyncio.set_event_loop(None)
         self.loop.close()
+
+    def keep(self, tasks: "set[asyncio.Task[None]]", make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task of rpcd's own, and start it anew whenever it is cancelled: who cancels all tasks means his own.
+
+        It is in `tasks` until it has ended; the loop alone would let it be thrown away.
+        """
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            tasks.discard(task)
+            if task.cancelled():
+                self.keep(tasks, make)
+
+        task = asyncio.Task(make(), loop=self.loop)
+        tasks.add(task)
+        task.add_done_callback(ended)
 
     async def leave(self) -> None:
         """Cancel what still runs, give it a moment, and end the loop; the last thing that is called on it."""
