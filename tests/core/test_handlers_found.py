@@ -214,10 +214,8 @@ def test_an_override_of_what_nobody_registers_says_what_it_lacks(wrong: Any) -> 
 )  # fmt: skip
 def test_what_is_decorated_and_can_never_be_found_is_told(wrong: Any, more: str, name: str) -> None:
     """It would look registered, and never run."""
-    assert wrong('modules = ["shop.events"]', {"shop/events.py": EVENTS + more}) == [
-        f"@message_handler shop.events:{name}: no top-level name of its module leads to it, so it would never run; "
-        "give it one of its own, and use functools.wraps in decorators above",
-    ]
+    (said,) = wrong('modules = ["shop.events"]', {"shop/events.py": EVENTS + more})
+    assert said.startswith(f"@message_handler shop.events:{name}: no top-level name of its module leads to it")
 
 
 def test_a_handler_that_cannot_even_be_looked_at_is_told(wrong: Any) -> None:
