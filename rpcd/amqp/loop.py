@@ -17,10 +17,6 @@ from twisted.python.threadpool import ThreadPool
 from rpcd.amqp.running import remembering
 from rpcd.amqp.worker import DaemonPool
 
-SWITCH_SECONDS = 0.001
-"""How long the reactor and a loop may keep each other waiting for the interpreter; Python's own 5 ms cost 1,000 sleepers a
-tenth of their rate."""
-
 LEAVE_SECONDS = 3.0
 """How long tasks that nobody waits for may take to end when they are cancelled at a stop."""
 
@@ -74,7 +70,6 @@ class LoopThread:
 
     def start(self, pool: ThreadPool, reactor: Any) -> "Deferred[None]":
         """Start the loop; fires when it has ended."""
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._on_error)
         self.loop.set_default_executor(DaemonExecutor(f"{self._consumer} to_thread"))
