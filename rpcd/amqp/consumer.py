@@ -13,6 +13,7 @@ from rpcd.amqp.connection import Connection
 from rpcd.amqp.crew import Finished
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
+from rpcd.amqp.drain import drain
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
@@ -218,7 +219,9 @@ class Consumer:
         self.workers.hold()
         self.connection.last()
         try:
-            await self._drain_channel()
+            if self.settlement.channel is not None:
+                lanes = self.plan.section.lock is not None
+                await drain(self.settlement.channel, self._tag, self.settlement, self.workers, self._reactor, lanes=lanes)
         except (RpcdError, WaitTooLong) as error:
             log.warning("the connection went away while draining: %s", error, extra=self._fields())
             self.connection.again("draining failed")
@@ -228,29 +231,6 @@ class Consumer:
             self._watch.stop()
         await self.connection.stop()
         self.drained.fire()
-
-    async def _drain_channel(self) -> None:
-        channel, settlement = self.settlement.channel, self.settlement
-        if channel is None:
-            return
-        settlement.ledger.drain()
-        settlement.hold()
-        await bounded(
-            channel.call("basic_cancel", consumer_tag=self._tag),
-            STEP_SECONDS,
-            self._reactor,
-            "cancelling the consumer",
-        )
-        settlement.release()
-        settlement.give_back(settlement.wake_sleepers())
-        if self.plan.section.lock is None:
-            settlement.give_back(self.workers.take_back())
-        while self.workers.running and not settlement.ledger.closed:
-            await settlement.progress.wait()
-        settlement.give_back(self.workers.take_back())  # with a lock: only now is it known which keys were busy
-        while settlement.ledger.unsettled and not settlement.ledger.closed:
-            await settlement.progress.wait()
-        await bounded(channel.close(), STEP_SECONDS, self._reactor, "closing the channel")
 
     def abandon(self) -> int:
         """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""

@@ -252,12 +252,13 @@ class Settlement:
         job.done()
         self._note_progress()
 
-    def give_back(self, jobs: list[Job]) -> None:
-        """Requeue jobs that never started, one by one, in the order in which they came."""
+    def give_back(self, jobs: list[Job], *, by_close: bool = False) -> None:
+        """Requeue jobs that never started in the order in which they came: one by one, or by the channel's close to come."""
         channel = self.channel
         for job in sorted(jobs, key=lambda each: each.tag):
             if channel is not None and not job.ledger.closed:
-                channel.nack(job.tag, True)
+                if not by_close:
+                    channel.nack(job.tag, True)
                 job.ledger.settle(job.tag)
                 self._stats.requeued += 1
         self._note_progress()

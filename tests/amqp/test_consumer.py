@@ -14,6 +14,7 @@ from pika import spec
 
 from rpcd.amqp import consumer as consumer_module
 from rpcd.amqp.declare import STEP_SECONDS
+from rpcd.amqp.drain import BATCH, LINGER, PACE, SAFE
 from rpcd.amqp.port import ABORT_AFTER
 from rpcd.amqp.worker import DaemonPool
 from rpcd.core import settings
@@ -622,6 +623,60 @@ def test_the_order_of_a_drain(rig: MakeRig, broker: Broker) -> None:
     assert gate.order == ["a", "b"]
 
 
+def test_a_drain_settles_no_more_than_the_broker_takes_in_before_the_close(rig: MakeRig, broker: Broker) -> None:
+    """A channel for a quorum queue forgets what it has not sent when it closes: acks of what ran must be among the first."""
+    gate = Gate()
+    it = rig(gate, workers=4, prefetch=200).start()
+    it.put(*range(200))
+    gate.entered("0", "1", "2", "3")
+    mark = len(broker.story)
+    it.drain()
+    it.reactor.run()
+    assert settlements(broker.since(mark)) == [f"requeue {tag}" for tag in range(5, 5 + BATCH)]
+    gate.let_all()
+    it.drained()
+    assert len(settlements(broker.since(mark))) <= SAFE
+    assert sorted(it.source.acked) == [0, 1, 2, 3]
+    assert [letter.name for letter in it.source.ready] == list(range(4, 200))
+    assert it.consumer.stats.requeued == 196
+    assert it.consumer.went_back == 0
+
+
+def test_a_drain_gives_all_back_while_a_handler_runs_and_lets_the_broker_take_it_in(rig: MakeRig, broker: Broker) -> None:
+    gate = Gate()
+    it = rig(gate, workers=1, prefetch=50).start()
+    it.put(*range(50))
+    gate.entered("0")
+    mark = len(broker.story)
+    it.drain()
+    it.reactor.pass_time(1.0, PACE)
+    assert settlements(broker.since(mark)) == [f"requeue {tag}" for tag in range(2, 51)]
+    gate.let_all()
+    it.until(lambda: it.consumer.settlement.ledger.unsettled == 0)
+    it.reactor.pass_time(LINGER - PACE, PACE)
+    assert "Channel.Close" not in broker.since(mark)
+    it.reactor.pass_time(PACE)
+    it.drained()
+    assert settlements(broker.since(mark))[-1] == "ack 1"
+    assert [letter.name for letter in it.source.ready] == list(range(1, 50))
+
+
+def test_a_connection_that_is_lost_takes_back_what_a_drain_still_has(rig: MakeRig, broker: Broker) -> None:
+    gate = Gate()
+    it = rig(gate, workers=1, prefetch=50).start()
+    it.put(*range(50))
+    gate.entered("0")
+    link = it.link
+    it.drain()
+    it.reactor.run()
+    link.rst()
+    it.reactor.pass_time(1.0, PACE)
+    gate.let_all()
+    it.drained()
+    assert it.consumer.went_back == 50 - BATCH
+    assert sorted(letter.name for letter in it.source.ready) == list(range(50))
+
+
 def test_what_is_delivered_between_cancel_and_its_answer_goes_back(rig: MakeRig, broker: Broker) -> None:
     it = rig(Gate(shut=False)).start()
     source, chan = it.source, it.link.consuming
@@ -673,7 +728,9 @@ def test_with_a_lock_what_waits_in_a_running_lane_goes_back_after_it_has_ended(r
     it.until(lambda: it.source.acked == ["b1"])
     gate.let("a1")
     it.drained()
-    assert settlements(broker.since(mark)) == ["ack 4", "ack 1", "requeue 2", "requeue 3"]
+    assert settlements(broker.since(mark)) == ["ack 4", "ack 1"]
+    assert [letter.name for letter in it.source.ready] == ["a2", "a3"]  # by the channel's close
+    assert it.consumer.stats.requeued == 2
     assert gate.order == ["a1", "b1"]
 
 

@@ -97,6 +97,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 def config(tmp_path: pathlib.Path) -> pathlib.Path:
     file = tmp_path / "rpcd.toml"
     file.write_text('[exchanges.shop]\n[exchanges.stock]\n[queues.orders]\nname = "shop-orders"\n[queues.returns]\n')
+    with file.open("a") as more:
+        more.write('[consumers.sales]\nqueue = "orders"\nhandler = "shop:sell"\n')
     return file
 
 
@@ -123,7 +125,7 @@ def test_bash_completes_commands_options_and_names(tmp_path: pathlib.Path, confi
     assert completed(tmp_path, "tail", "--config", str(config), "--queue", "") == ["shop-orders", "returns"]
     assert completed(tmp_path, "tail", "s", RPCD_CONFIG=str(config)) == ["shop", "stock"]
     assert completed(tmp_path, "call", "r", RPCD_CONFIG=str(config)) == ["returns"]
-    assert completed(tmp_path, "ctl", "--config", str(config), "pause", "") != []
+    assert completed(tmp_path, "ctl", "--config", str(config), "pause", "") == ["sales"]
 
 
 @pytest.mark.parametrize("text", ["", "[", "\0", None])

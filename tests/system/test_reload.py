@@ -525,7 +525,7 @@ class Traffic:
 
 
 def test_nothing_is_lost_or_done_twice_over_many_reloads(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
-    daemon = start(CONFIG, LEDGER)
+    daemon = start(CONFIG + "prefetch = 50\n", LEDGER)
     traffic = Traffic(peer.url)
     try:
         for count in range(RELOADS):
