@@ -138,9 +138,7 @@ def test_a_shutdown_that_hangs_holds_the_stop_no_longer_than_drain_timeout(
     assert daemon.wait() == 75
 
 
-def test_a_handler_that_cancels_everybody_harms_neither_the_next_message_nor_the_stop(
-    start: StartDaemon, peer: Peer
-) -> None:
+def test_a_handler_that_cancels_everybody_harms_neither_the_next_one_nor_the_stop(start: StartDaemon, peer: Peer) -> None:
     daemon = start(config("everybody", workers=4), HANDLERS)
     assert peer.call("work", {"cancel": True}).json["success"] is False
     assert peer.call("work", {}, message_id="next").json["data"] == {"id": "next"}
