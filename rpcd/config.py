@@ -22,7 +22,7 @@ from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
 from rpcd.core.load import load
 from rpcd.core.outcome import Policy
-from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced
+from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced, unreachable
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
 from rpcd.core.settings import Settings
@@ -150,7 +150,17 @@ def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:
                     where, f"{name} registers no handler", "mark one with @rpcd.message_handler, or leave the module out"
                 )
             )
-    return [placed(each, settings) for each in registered(modules)], problems
+    found = registered(modules)
+    problems += [
+        Problem(
+            f"{PLACE}{module}:{name}",
+            "no top-level name of its module leads to it, so it would never run",
+            "give it one of its own, and use functools.wraps in decorators above",
+        )
+        for module, name in unreachable(modules, found)
+        if any(each.path.startswith(f"{module}:") for each in found)  # else that is told of the whole module
+    ]
+    return [placed(each, settings) for each in found], problems
 
 
 def _handlers(settings: Settings) -> tuple[dict[str, Handlers], list[Problem]]:

@@ -33,8 +33,14 @@ def check_start(path: str) -> None:
 
 def checked_target(path: str) -> Target:
     """Import what a handler's dotted path names and check it; raise HandlerError."""
-    found = target(path, resolve(path))
-    check_body_type(path, found.body)
+    value = resolve(path)
+    try:
+        found = target(path, value)
+        check_body_type(path, found.body)
+    except HandlerError:
+        raise
+    except Exception as error:  # looking at the user's classes may run their code
+        raise HandlerError(f"{path} can't be looked at: {_last_place(error)}") from error
     return found
 
 

@@ -11,6 +11,7 @@ from rpcd.amqp.waiting import Once
 from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job
 from rpcd.core.routes import Route
+from rpcd.core.verdict import Outcome, Verdict
 
 Finished = Callable[[list[Job]], None]
 
@@ -68,6 +69,23 @@ class Crew:
                     self._lanes.leave(job.key)
                 found.append(job)
         return sorted(found, key=lambda job: job.tag)
+
+    def _enter(self, job: Job) -> bool:
+        """Enter the lane of an opened job, and return False if it waits there now; the caller has the mutex.
+
+        A key that can't be compared is the user's class: the job has its outcome then, and is in no lane.
+        """
+        try:
+            job.entered = self._lanes.enter(job.key, job)
+        except BaseException as error:  # noqa: BLE001  # or nobody would know of its message any more
+            job.outcome = job.route.judge(error, job.message)
+            return True
+        return job.entered
+
+    def _give_back(self, job: Job) -> None:
+        """Hand in a job that a fault of rpcd has kept from coming back by itself; without an outcome it is requeued."""
+        job.outcome = job.outcome or Outcome(Verdict.REQUEUE, "an internal fault of rpcd")
+        self._on_finished([job])
 
     def flush(self) -> None:
         """Take in all results that are there, without waiting for a wake-up that is under way."""

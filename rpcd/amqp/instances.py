@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable
@@ -74,6 +75,7 @@ class Instances:
         self._spent: set[Instance] = set()
         self._making: set[asyncio.Task[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     def start(self) -> None:
         """Begin to make all instances."""
@@ -86,12 +88,12 @@ class Instances:
 
     def _make(self, route: Route) -> None:
         self.missing += 1
-        _keep(self._making, self._equip(route))
+        self._thread.keep(self._making, functools.partial(self._equip, route))
 
     async def _equip(self, route: Route) -> None:
         """Make one instance, however often it takes; in a task, which libraries ask for in constructors."""
         pause, longest = MAKE_SECONDS
-        while True:
+        while not self._stopping:
             try:
                 self._current[route.number] = Instance(route)
             except BaseException:  # the user's constructor; a database may come back
@@ -101,10 +103,10 @@ class Instances:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, longest)
             else:
-                break
-        self.missing -= 1
-        if not self.missing:
-            self._equipped()
+                self.missing -= 1
+                if not self.missing:
+                    self._equipped()
+                return
 
     def replace(self, instance: Instance, job: Job, error: BaseException) -> None:
         """Put a fresh instance in the place of one that failed by `job`, whose outcome is not handed in yet.
@@ -117,7 +119,7 @@ class Instances:
             instance.idle.set()
         self._spent.add(instance)
         job.waiter = lambda: self._thread.call(settled.set)
-        _keep(self._retiring, self._retire(instance, settled, error))
+        self._thread.keep(self._retiring, functools.partial(self._retire, instance, settled, error))
         self._make(instance.route)
 
     async def _retire(self, instance: Instance, settled: asyncio.Event, error: BaseException) -> None:
@@ -129,19 +131,15 @@ class Instances:
 
     async def stop(self) -> None:
         """Shut down all instances, those that wait for it included; whatever still uses one is not waited for."""
-        for task in self._making:
-            task.cancel()
+        self._stopping = True
+        while self._making:
+            for task in self._making:
+                task.cancel()
+            await asyncio.wait(self._making)
         for instance in self._spent:
             instance.idle.set()
         for instance in self._current.values():
             if not instance.spent:
                 await instance.shut_down(None)
-        if self._retiring:
+        while self._retiring:
             await asyncio.wait(self._retiring)
-
-
-def _keep(tasks: "set[asyncio.Task[None]]", coroutine: Any) -> None:
-    """Start a task and keep it until it has ended; the loop alone would let it be thrown away."""
-    task = asyncio.get_running_loop().create_task(coroutine)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)

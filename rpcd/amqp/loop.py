@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,10 +16,6 @@ from twisted.python.threadpool import ThreadPool
 
 from rpcd.amqp.running import remembering
 from rpcd.amqp.worker import DaemonPool
-
-SWITCH_SECONDS = 0.001
-"""How long the reactor and a loop may keep each other waiting for the interpreter; Python's own 5 ms cost 1,000 sleepers a
-tenth of their rate."""
 
 LEAVE_SECONDS = 3.0
 """How long tasks that nobody waits for may take to end when they are cancelled at a stop."""
@@ -74,7 +70,6 @@ class LoopThread:
 
     def start(self, pool: ThreadPool, reactor: Any) -> "Deferred[None]":
         """Start the loop; fires when it has ended."""
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._on_error)
         self.loop.set_default_executor(DaemonExecutor(f"{self._consumer} to_thread"))
@@ -127,6 +122,21 @@ class LoopThread:
                 log.exception("raised out of the loop, which goes on", extra={"consumer": self._consumer})
         asyncio.set_event_loop(None)
         self.loop.close()
+
+    def keep(self, tasks: "set[asyncio.Task[None]]", make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start a task of rpcd's own, and start it anew whenever it is cancelled: who cancels all tasks means his own.
+
+        It is in `tasks` until it has ended; the loop alone would let it be thrown away.
+        """
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            tasks.discard(task)
+            if task.cancelled():
+                self.keep(tasks, make)
+
+        task = asyncio.Task(make(), loop=self.loop)
+        tasks.add(task)
+        task.add_done_callback(ended)
 
     async def leave(self) -> None:
         """Cancel what still runs, give it a moment, and end the loop; the last thing that is called on it."""

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -88,6 +88,15 @@ def remembering(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -
     return task
 
 
+def raised(job: Job, task: "asyncio.Task[BaseException | None]") -> BaseException | None:
+    """Return what the handler raised, as its task says that has ended, or that was cancelled before its first step."""
+    try:
+        return task.result()
+    except asyncio.CancelledError as error:
+        job.outcome = job.route.judge(error, job.message)
+        return error
+
+
 def running_of(task: "asyncio.Task[Any]") -> Running | None:
     """Return what a task, or one that a handler has made, is working for."""
     if isinstance(task, OwnTask):
@@ -95,6 +104,13 @@ def running_of(task: "asyncio.Task[Any]") -> Running | None:
     if sys.version_info >= (3, 12):
         return task.get_context().get(CURRENT)
     return None
+
+
+def executing(task: "asyncio.Task[Any] | None", running: Iterable[Running]) -> Running | None:
+    """Return which of those that are running a task belongs to, be it its own or one that it has made."""
+    if task is None:
+        return None
+    return next((each for each in running if each.task is task), None) or running_of(task)
 
 
 def where(task: "asyncio.Task[Any]") -> str:

@@ -37,11 +37,10 @@ from twisted.python.threadpool import ThreadPool
 from rpcd.amqp.crew import Crew, Finished
 from rpcd.amqp.instances import Instances
 from rpcd.amqp.loop import LEAVE_SECONDS, LoopThread
-from rpcd.amqp.running import CURRENT, Running, running_of, where
+from rpcd.amqp.running import CURRENT, Running, executing, raised, where
 from rpcd.amqp.waiting import exc_info
 from rpcd.core.pipeline import Job, opened, perform_async
 from rpcd.core.routes import Route
-from rpcd.core.verdict import Outcome, Verdict
 
 BLOCKED_SECONDS = 5.0
 """After how long a blocked loop is told of, once."""
@@ -66,6 +65,7 @@ class Tasks(Crew):
         self._waking = False
         self._stopping = False
         self._idle = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
         self._suspect: Running | None = None
         self._told = False
         self._in_lanes = routes[0].key is not None
@@ -142,7 +142,7 @@ class Tasks(Crew):
     def _look_at_blocked(self, now: float, limit: float) -> Iterator[Job]:
         """Say which handler blocks the loop, and write its job off when that has taken too long."""
         blocked = self.thread.blocked
-        found, before = self._executing(), self._suspect
+        found, before = executing(self.thread.current(), list(self._running)), self._suspect
         self._suspect = found
         if found is not None and found.overdue is not None:
             return  # it was written off, and now it blocks
@@ -160,13 +160,6 @@ class Tasks(Crew):
                 self.ended.fire()
             if found is not None and found is before and found in self._running and not found.job.claimed:
                 yield self._write_off(found, now, stack)
-
-    def _executing(self) -> Running | None:
-        """Return what is being executed at this moment, by its task or by one that it has made."""
-        task = self.thread.current()
-        if task is None:
-            return None
-        return next((each for each in list(self._running) if each.task is task), None) or running_of(task)
 
     def _write_off(self, running: Running, now: float, trace: str) -> Job:
         running.trace, running.since, running.overdue = trace, now, running.job
@@ -204,19 +197,20 @@ class Tasks(Crew):
                 break
             self._free -= 1
             running.instance.users += 1
-            task = asyncio.Task(self._handle(running), loop=self.thread.loop, name=self.consumer)
-            running.task = task
-            task.add_done_callback(functools.partial(self._end, running))
+            try:
+                running.task = asyncio.Task(self._handle(running), loop=self.thread.loop, name=self.consumer)
+                running.task.add_done_callback(functools.partial(self._end, running))
+            except BaseException as fault:  # noqa: BLE001  # no memory for it, say
+                self._fail(running, fault)
+                self._leave_place(running)
 
     def _take(self) -> Running | None:
         """Take a job, with a lock open it and enter its lane, in one step, so that the order of each key is kept."""
         with self._mutex:
             while self._jobs:
                 job = self._jobs.popleft()
-                if self._in_lanes and not job.entered and opened(job):
-                    job.entered = self._lanes.enter(job.key, job)
-                    if not job.entered:
-                        continue
+                if self._in_lanes and not job.entered and opened(job) and not self._enter(job):
+                    continue
                 running = Running(job, self._instances.of(job.route), time.monotonic())
                 self._running.add(running)
                 return running
@@ -227,9 +221,22 @@ class Tasks(Crew):
         return await perform_async(running.job, running.instance.handler)
 
     def _end(self, running: Running, task: "asyncio.Task[BaseException | None]") -> None:
-        """Hand in the outcome of a task that has ended, give its lane and its place to others, and let them start."""
+        """Hand in the outcome of a task that has ended, give its lane and its place to others, and let them start.
+
+        Whatever goes wrong on the way, the job is handed in: nobody else knows of its message.
+        """
+        try:
+            self._hand_in(running, task)
+        except BaseException as fault:  # noqa: BLE001  # a message must not be forgotten for it
+            self._fail(running, fault)
+        self._leave_place(running)
+        if self._jobs:
+            self._pump()
+        self._note_idle()
+
+    def _hand_in(self, running: Running, task: "asyncio.Task[BaseException | None]") -> None:
         job, instance = running.job, running.instance
-        error = self._raised(job, task)
+        error = raised(job, task)
         running.task = None  # whose context leads back here: a circle that only the garbage collector would break
         instance.let_go()
         if running.overdue is None:
@@ -241,26 +248,17 @@ class Tasks(Crew):
             if not self._scheduled:
                 self._scheduled = True
                 self._reactor.callFromThread(self.flush)
-        if job.entered:
-            self._leave_lane(job)
+
+    def _fail(self, running: Running, fault: BaseException) -> None:
+        log.critical("a fault of rpcd in a task of %s", self.consumer, exc_info=fault)
+        self._reactor.callFromThread(self._give_back, running.job)
+
+    def _leave_place(self, running: Running) -> None:
         self._running.discard(running)
         if not running.replaced:
             self._free += 1
-        if self._jobs:
-            self._pump()
-        self._note_idle()
-
-    def _raised(self, job: Job, task: "asyncio.Task[BaseException | None]") -> BaseException | None:
-        """Return what the handler raised, and see to it that the job has an outcome whatever happened."""
-        try:
-            return task.result()
-        except asyncio.CancelledError as error:  # before its first step
-            job.outcome = job.route.judge(error, job.message)
-            return error
-        except BaseException:
-            log.critical("a fault of rpcd in a task of %s", self.consumer, exc_info=True)
-            job.outcome = Outcome(Verdict.REQUEUE, "an internal fault of rpcd")
-            return None
+        if running.job.entered:
+            self._leave_lane(running.job)
 
     def _leave_lane(self, job: Job) -> None:
         with self._mutex:
@@ -287,7 +285,7 @@ class Tasks(Crew):
             self._idle.set()
 
     def _leave(self) -> None:
-        self._closing = self.thread.loop.create_task(self._close())
+        self.thread.keep(self._closing, self._close)
 
     async def _close(self) -> None:
         """Wait for what runs, shut the instances down, end the loop."""

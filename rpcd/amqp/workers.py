@@ -31,7 +31,6 @@ from rpcd.amqp.waiting import exc_info
 from rpcd.amqp.worker import Worker
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
-from rpcd.core.verdict import Outcome, Verdict
 
 SETTLE_SECONDS = 180.0
 """How long a failed instance waits for its message to be settled before it is shut down all the same."""
@@ -71,8 +70,7 @@ class Workers(Crew):
         if not self._stopping.is_set():
             self._start_one()
         if (job := worker.job) is not None:
-            job.outcome = Outcome(Verdict.REQUEUE, "an internal fault of rpcd")
-            self._on_finished([job])
+            self._give_back(job)
             self._leave_lane(job)
 
     def submit(self, job: Job) -> None:
@@ -201,10 +199,8 @@ class Workers(Crew):
         with self._mutex:
             while self._jobs:
                 job = self._jobs.popleft()
-                if not job.entered and opened(job):
-                    job.entered = self._lanes.enter(job.key, job)
-                    if not job.entered:
-                        continue
+                if not job.entered and opened(job) and not self._enter(job):
+                    continue
                 worker.take(job, time.monotonic())
                 return job
         return None

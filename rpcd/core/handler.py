@@ -72,6 +72,8 @@ def target(path: str, value: Any) -> Target:
         called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
         return Target(path, value, False, False, None, body_type(called), _is_async(called))
+    if inspect.isabstract(value) or getattr(value, "_is_protocol", False):
+        raise HandlerError(f"{path} is an abstract class, of which no instance can be made")
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
     if "__call__" not in {name for base in value.__mro__[:-1] for name in vars(base)} or called is None:
         raise HandlerError(f"{path} is a class without a __call__(self, message) method")
@@ -111,6 +113,7 @@ def _kind(value: Any) -> str:
 
 def _check_call(path: str, called: Callable[..., Any], bound: int) -> None:
     """Check that a callable takes one positional argument, the message, besides `bound` ones (self)."""
+    _check_wrapped(path, _bare(called))
     if inspect.isasyncgenfunction(_bare(called)):
         raise HandlerError(f"{path} is an async generator: it has a yield, so awaiting it would run nothing")
     if inspect.isgeneratorfunction(_bare(called)):
@@ -123,6 +126,20 @@ def _check_call(path: str, called: Callable[..., Any], bound: int) -> None:
         signature.bind(*[None] * (bound + 1))
     except TypeError as error:
         raise HandlerError(f"{path}{signature} can't be called with one positional argument, the message: {error}") from None
+
+
+def _check_wrapped(path: str, called: Any) -> None:
+    """Check what decorators have made of a function: of those of contextlib it is known that they run nothing here."""
+    try:
+        inside = inspect.unwrap(called)
+    except ValueError:
+        raise HandlerError(f"{path} is wrapped by itself: following its `__wrapped__` never ends") from None
+    if getattr(called, "__globals__", {}).get("__name__") != "contextlib" or inspect.iscoroutinefunction(called):
+        return
+    if inspect.isgeneratorfunction(inside) or inspect.isasyncgenfunction(inside):
+        raise HandlerError(f"{path} makes a context manager: calling it would run nothing")
+    if inspect.iscoroutinefunction(inside):
+        raise HandlerError(f"{path} is async, and the context manager that decorates it is not: use `with` inside of it")
 
 
 def _takes_config(path: str, value: type) -> bool:
@@ -149,11 +166,21 @@ def check_finished(value: Any) -> None:
         hasattr(kind, "__await__")
         or hasattr(kind, "__anext__")
         or isinstance(value, types.GeneratorType | concurrent.futures.Future)
+        or _is_unentered(value)
     ):
         close = getattr(value, "close", None)
         if callable(close):
             close()
-        raise TypeError(f"the handler returned a {kind.__name__}, which nobody runs; return its result")
+        hint = " (a decorator of an async handler is to be async, too)" if inspect.iscoroutine(value) else ""
+        raise TypeError(f"the handler returned a {kind.__name__}, which nobody runs; return its result{hint}")
+
+
+def _is_unentered(value: Any) -> bool:
+    """Tell whether a value is what a function under `contextlib.contextmanager` returns: nothing of it has run."""
+    kind = type(value)
+    return kind.__module__ == "contextlib" and isinstance(
+        getattr(value, "gen", None), types.GeneratorType | types.AsyncGeneratorType
+    )
 
 
 def _shutdown(path: str, value: type, is_async: bool) -> Callable[[Any, BaseException | None], Any] | None:

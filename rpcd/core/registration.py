@@ -17,6 +17,9 @@ from rpcd.core.settings import Consumer, Settings
 
 MARK = "__rpcd_registrations__"
 
+SAID = "__rpcd_said__"
+"""Where a module keeps what its decorators have said, whatever has become of the objects."""
+
 PLACE = "@message_handler "
 """How the place of a mistake begins that is a decorator's, not the file's."""
 
@@ -76,6 +79,7 @@ def message_handler(
         if value is not None:
             _check_name(what, value)
     _check_settings(settings)
+    _check_text(*keys, exchange, queue or "", name or "")
     registration = Registration(tuple(keys), exchange, queue, name, settings)
 
     def mark(decorated: ObjectT) -> ObjectT:
@@ -90,9 +94,25 @@ def message_handler(
         except (AttributeError, TypeError):
             said = f"@message_handler: an object of type {type(decorated).__name__} can't be marked; decorate a function"
             raise TypeError(said) from None
+        _note(decorated, known_as, registration)
         return decorated
 
     return mark
+
+
+def _note(decorated: Any, known_as: str, registration: Registration) -> None:
+    """Note in the object's module that it was decorated: whether it can be found there is seen when all is imported."""
+    module = sys.modules.get(getattr(decorated, "__module__", None) or "")
+    if module is not None:
+        vars(module).setdefault(SAID, []).append((known_as, registration))
+
+
+def _check_text(*texts: str) -> None:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"@message_handler: {half!r} is half a character, which can't be sent") from None
 
 
 def _check_keys(keys: Any) -> None:
@@ -119,6 +139,10 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(unknown, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
             raise TypeError(f"@message_handler: there is no setting {unknown!r}; {hint}")
+    try:
+        _copied(settings)
+    except RecursionError:
+        raise ValueError("@message_handler: a setting contains itself") from None
 
 
 def marks(value: Any) -> tuple[Registration, ...]:
@@ -140,6 +164,15 @@ def registered(modules: Iterable[types.ModuleType]) -> list[Registered]:
                 seen.add(id(value))
                 found += [Registered(each, _home(value) or f"{module.__name__}:{name}") for each in said]
     return found
+
+
+def unreachable(modules: Iterable[types.ModuleType], found: Iterable[Registered]) -> Iterator[tuple[str, str]]:
+    """Yield module and name of whatever is decorated in one of the modules, and not found by any top-level name."""
+    known = {id(each.registration) for each in found}
+    for module in modules:
+        for name, registration in getattr(module, "__dict__", {}).get(SAID, ()):
+            if id(registration) not in known:
+                yield module.__name__, name
 
 
 def _home(value: Any) -> str | None:

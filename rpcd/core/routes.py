@@ -1,5 +1,6 @@
 """Which handler answers which messages, with which policy; what can be decided is decided when a route is built."""
 
+import copy
 import operator
 import typing
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ ALONE = "*"
 MAX_NACKS = 1_000_000
 
 Key = Callable[[Message[Any]], Any]
+
+_PLAIN = (str, int, float, bytes, type(None))
 
 
 @attrs.define
@@ -158,7 +161,7 @@ def lane_key(path: str) -> Key:
             hash(value)
         except TypeError:
             raise BadMessage(path, f"{type(value).__name__} can't be a lock's key") from None
-        return value
+        return value if isinstance(value, _PLAIN) else copy.deepcopy(value)  # the handler may change what it was sent
 
     return key
 

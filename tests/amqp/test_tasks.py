@@ -1,6 +1,7 @@
 """A real loop in a real thread: every job comes back once, a task is a message's own, and no handler stops the others."""
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -117,9 +118,9 @@ class Crew:
         self.reactor.until(lambda: self.tasks.ready.happened, "no handler is ready")
         return self
 
-    def job(self, name: Any, key: Any = "", route: int = 0) -> Job:
+    def job(self, name: Any, key: Any = "", route: int = 0, kind: type[Job] = Job) -> Job:
         message: Message[Any] = Message(payload=f'{{"name": "{name}"}}'.encode(), routing_key=str(key))
-        return Job(message, self.routes[route], self._ledger, next(self._tags))
+        return kind(message, self.routes[route], self._ledger, next(self._tags))
 
     def give(self, *names: Any, key: Any = "") -> list[Job]:
         jobs = [self.job(name, key) for name in names]
@@ -751,6 +752,120 @@ def test_a_shutdown_that_fails_is_told_and_stops_nothing(
     it.until(2)
     it.stop()
     assert caplog.text.count("test:handler.shutdown failed") == 2
+
+
+# Faults, and handlers that mean well -------------------------------------------------------------
+
+
+class Faulty(Job):
+    """A job that can't be given an outcome on the loop, as if rpcd had a fault there."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "outcome" and value is not None and threading.current_thread() is not threading.main_thread():
+            raise ZeroDivisionError("a fault of rpcd")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("lock", [None, "routing_key"])
+@pytest.mark.parametrize("kind", ["job", "task"])
+def test_a_message_that_rpcd_itself_has_failed_is_given_back_and_the_next_one_runs(
+    crew: MakeCrew, complaints: list[str], monkeypatch: pytest.MonkeyPatch, lock: str | None, kind: str
+) -> None:
+    """Nobody else knows of it: it would stay unsettled, and its place and lane busy, as long as the connection lasts."""
+    it = crew(nothing, workers=1, lock=lock)
+    bad = it.job("bad", "a", kind=Faulty if kind == "job" else Job)
+    if kind == "task":
+        monkeypatch.setattr(it.tasks, "_handle", lambda _running: monkeypatch.undo())  # no coroutine, so no task of it
+    it.tasks.submit(bad)
+    it.give("good", key="a")
+    it.until(2)
+    assert sorted(it.names()) == ["bad", "good"]
+    assert bad.outcome is not None
+    assert bad.outcome.verdict is Verdict.REQUEUE
+    assert complaints == ["a fault of rpcd in a task of orders"]
+    complaints.clear()
+    it.give("one more", key="a")
+    it.until(3)
+
+
+def cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+
+def test_a_handler_that_cancels_all_tasks_cancels_none_of_ours(crew: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer whose handler is never made again, or whose stop never ends, would be the price."""
+    monkeypatch.setattr(instances_module, "MAKE_SECONDS", (0.01, 0.01))
+    log: list[str] = []
+    hinder = [True]
+
+    class Handler:
+        def __init__(self) -> None:
+            log.append("made")
+            if len(log) > 1 and hinder:
+                raise OSError("no database")
+
+        async def __call__(self, message: Any) -> None:
+            if message.body["name"] == "bad":
+                raise ValueError("unexpected")
+
+        async def shutdown(self) -> None:
+            cancel_all()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            log.append("shut down")
+
+    it = crew(Handler)
+    it.settles = False
+    it.give("bad")
+    it.until(1)
+    for _ in range(3):
+        it.tasks.thread.call(cancel_all)
+        it.turn()
+    hinder.clear()
+    it.give("good")
+    it.until(2)
+    assert it.names() == ["bad", "good"]
+    it.back[0].done()
+    it.soon(lambda: "shut down" in log, "the old one is not shut down")
+    it.tasks.stop()
+    for _ in range(3):
+        if not it.tasks.thread.loop.is_closed():
+            it.tasks.thread.call(cancel_all)
+    it.stop()
+    assert log.count("shut down") == 2
+
+
+class Key(str):
+    """A key that can't be compared with any other, although it has a hash."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("never compare me")
+
+
+def test_a_key_that_cannot_be_compared_fails_its_own_message(crew: MakeCrew) -> None:
+    gate = Gate()
+    it = crew(gate, workers=2, lock="routing_key")
+    jobs = [it.job("a"), it.job("b"), it.job("c", "other")]
+    for job in jobs[:2]:
+        job.message.routing_key = Key("k")
+    gate.let("a", "b", "c")
+    for job in jobs:
+        it.tasks.submit(job)
+    it.until(3)
+    assert gate.order == ["a", "c"]
+    assert sorted((name(job), job.outcome.error) for job in it.back if job.outcome) == [
+        ("a", None),
+        ("b", "ValueError"),
+        ("c", None),
+    ]
 
 
 # The stop -----------------------------------------------------------------------------------------

@@ -609,6 +609,31 @@ def test_what_a_worker_ended_over_is_given_back(crew: MakeCrew, complaints: list
     assert complaints.pop() == "a worker of orders ended"
 
 
+class Key(str):
+    """A key that can't be compared with any other, although it has a hash."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("never compare me")
+
+
+def test_a_key_that_cannot_be_compared_fails_its_own_message(crew: MakeCrew) -> None:
+    gate = Gate()
+    it = crew(gate, workers=2, lock="routing_key")
+    jobs = [it.job("a"), it.job("b")]
+    for job in jobs:
+        job.message.routing_key = Key("k")
+        it.workers.submit(job)
+    it.until(1)
+    assert [(name(job), job.outcome.error) for job in it.back if job.outcome] == [("b", "ValueError")]
+    gate.let("a")
+    it.until(2)
+
+
 # Stopping -----------------------------------------------------------------------------------------
 
 

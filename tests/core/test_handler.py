@@ -1,5 +1,7 @@
+import abc
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import math
@@ -215,6 +217,69 @@ class AsyncShutdown(Plain):
     async def shutdown(self) -> None: ...
 
 
+@contextlib.contextmanager
+def manager(message: Any) -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def async_manager(message: Any) -> AsyncIterator[None]:
+    yield
+
+
+@manager(1)
+async def under_manager(message: Any) -> None: ...
+
+
+@manager(1)
+def runs_under_manager(message: Any) -> None: ...
+
+
+@async_manager(1)
+async def runs_under_async_manager(message: Any) -> None: ...
+
+
+def circular(message: Any) -> None: ...
+
+
+circular.__wrapped__ = circular  # type: ignore[attr-defined]
+
+
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def __call__(self, message: Any) -> None: ...
+
+
+class Protocol(typing.Protocol):
+    def __call__(self, message: Any) -> None: ...
+
+
+class Implements(Protocol):
+    def __call__(self, message: Any) -> None: ...
+
+
+def test_a_function_under_a_context_manager_runs() -> None:
+    assert not check(runs_under_manager).is_async
+    assert check(runs_under_async_manager).is_async
+    assert check(Implements).per_worker
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (manager, "makes a context manager: calling it would run nothing"),
+        (async_manager, "makes a context manager: calling it would run nothing"),
+        (under_manager, "is async, and the context manager that decorates it is not"),
+        (circular, "is wrapped by itself"),
+        (Abstract, "is an abstract class"),
+        (Protocol, "is an abstract class"),
+    ],
+)
+def test_what_would_run_nothing_or_can_never_be_made_is_refused(value: Any, complaint: str) -> None:
+    with pytest.raises(HandlerError, match=f"^shop.orders:it {re.escape(complaint)}"):
+        check(value)
+
+
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
@@ -318,8 +383,18 @@ class Awaitable:
         lambda: async_generator(1),
         Awaitable,
         concurrent.futures.Future,
+        lambda: manager(1),
+        lambda: async_manager(1),
     ],
-    ids=["coroutine", "generator", "async generator", "awaitable", "future of a pool"],
+    ids=[
+        "coroutine",
+        "generator",
+        "async generator",
+        "awaitable",
+        "future of a pool",
+        "context manager",
+        "async context manager",
+    ],
 )
 def test_work_that_is_still_to_be_done_is_not_a_result(make: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match=r"the handler returned an? \w+, which nobody runs; return its result"):

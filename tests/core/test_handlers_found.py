@@ -187,6 +187,54 @@ def test_an_override_of_what_nobody_registers_says_what_it_lacks(wrong: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ("""
+    def setup():
+        @rpcd.message_handler("b", exchange="shop")
+        def nested(message): ...
+    setup()
+    """, "setup.<locals>.nested"),
+        ("""
+    def bare(function):
+        return lambda message: function(message)
+
+    @bare
+    @rpcd.message_handler("b", exchange="shop")
+    def hidden(message): ...
+    """, "hidden"),
+        ("""
+    @rpcd.message_handler("b", exchange="shop")
+    def twice(message): ...
+
+    def twice(message): ...
+    """, "twice"),
+    ],
+    ids=["nested", "under a decorator without wraps", "overwritten"],
+)  # fmt: skip
+def test_what_is_decorated_and_can_never_be_found_is_told(wrong: Any, more: str, name: str) -> None:
+    """It would look registered, and never run."""
+    (said,) = wrong('modules = ["shop.events"]', {"shop/events.py": EVENTS + more})
+    assert said.startswith(f"@message_handler shop.events:{name}: no top-level name of its module leads to it")
+
+
+def test_a_handler_that_cannot_even_be_looked_at_is_told(wrong: Any) -> None:
+    source = """
+        class Raising:
+            def __get__(self, instance, owner):
+                raise RuntimeError("not today")
+
+        class Handler:
+            __call__ = Raising()
+
+        handle = Handler()
+        """
+    text = '[queues.q]\n[consumers.c]\nqueue = "q"\nhandler = "shop.events:handle"'
+    (said,) = wrong(f"[service]\n{text}", {"shop/events.py": source})
+    assert said.startswith("FILE: consumers.c.handler: shop.events:handle can't be looked at: RuntimeError: not today (")
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         ("", "the consumer 'shop.events.one' is that of another decorator on the same object already"),

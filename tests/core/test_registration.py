@@ -86,6 +86,10 @@ def test_a_wrapper_around_a_marked_function_has_its_mark() -> None:
     assert found.path == "shop_events:wrapper"
 
 
+CIRCLE: dict[str, Any] = {}
+CIRCLE["config"] = [CIRCLE]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named", "said"),
     [
@@ -100,6 +104,8 @@ def test_a_wrapper_around_a_marked_function_has_its_mark() -> None:
         (("a",), {"exchange": ""}, "exchange is empty; a queue needs no binding to the default exchange"),
         (("a",), {"exchange": None}, "exchange is a string, not of type NoneType"),
         (("a",), {"exchange": "shop", "queue": ""}, "queue is empty"),
+        (("a",), {"exchange": "sh\ud800p"}, "'\\ud800' is half a character, which can't be sent"),
+        (("a",), {"exchange": "shop", "config": CIRCLE}, "a setting contains itself"),
         (("a",), {"exchange": "shop", "name": 5}, "name is a string, not of type int"),
         (("a",), {"exchange": "shop", "worker": 5}, "there is no setting 'worker'; did you mean 'workers'?"),
         (("a",), {"exchange": "shop", "zzz": 5}, "there is no setting 'zzz'; known are workers, prefetch, lock"),

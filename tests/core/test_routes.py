@@ -361,6 +361,21 @@ def test_a_value_that_cannot_be_a_key_is_a_bad_message_that_names_its_type(value
         lane_key("body.customer")(came)
 
 
+@attrs.define(unsafe_hash=True)
+class Customer:
+    name: str
+
+
+def test_a_key_stays_what_it_is_whatever_the_handler_does_to_its_message() -> None:
+    """Else its lane would never be left, and every further message of that key wait for ever."""
+    came = message()
+    came.body = {"customer": Customer("ann")}
+    key = lane_key("body.customer")(came)
+    came.body["customer"].name = "bob"
+    assert key == Customer("ann")
+    assert lane_key("body.customer")(came) == Customer("bob")
+
+
 @pytest.mark.parametrize(
     "path", ["", "body", "headers", "body.", "headers.", "body..a", "body.a.", ".a", "properties.type", "Routing_key", "**"]
 )
