@@ -90,7 +90,7 @@ class Daemon(Service):
     def _start(self) -> None:
         signals.take(self._on_signal, lambda _number: self._reactor.callFromThread(self.reloading.begin))
         ending.exit_with(ExitCode.OK)
-        log.info("rpcd %s starting: %s consumers, broker %s", __version__, len(self.consumers), self.broker.address.safe_url)
+        log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
         if not self._open_doors() or not self._run_on_start():
             return
         self.doors.begin_feeding()
@@ -132,7 +132,7 @@ class Daemon(Service):
         if self.doors.phase.told_ready or any(consumer.connection.trouble is not None for consumer in wanted):
             self.doors.tell()
         elif not self._stopping:
-            log.info("ready: %s consumers are consuming", len(wanted))
+            log.info("ready, consuming: %s", ", ".join(each.name for each in wanted))
             self.doors.ready()
 
     def _mistake(self, text: str, code: int, *, trace: bool = False) -> None:
@@ -259,8 +259,8 @@ class Daemon(Service):
         unfinished = [consumer for consumer in self.consumers if not consumer.drained.happened]
         given_back = sum(consumer.abandon() for consumer in unfinished)
         given_back += sum(consumer.went_back for consumer in self.consumers)
-        if unfinished or given_back:
-            log.error("stopped with unfinished handlers: %s messages go back to the broker", given_back)
+        if given_back or any(consumer.workers.running for consumer in unfinished):
+            log.error("stopped with unfinished handlers; messages that go back to the broker: %s", given_back)
             ending.exit_with(ExitCode.TEMPFAIL)
         closing = DeferredList([self.publisher.stop(), *(consumer.connection.stop() for consumer in unfinished)])
         try:
@@ -275,7 +275,7 @@ class Daemon(Service):
 
     def _tell(self) -> None:
         running = sum(len(consumer.workers.running) for consumer in self.consumers)
-        log.info("draining: %s handlers are still running", running)
+        log.info("draining; handlers that still run: %s", running)
 
 
 def _forget(done: Deferred[Any]) -> None:

@@ -148,7 +148,7 @@ def perform(url, options):
     print("Starting the daemon: twistd -n rpcd --config", CONFIG)
     daemon = Daemon(environment)
     try:
-        daemon.show("ready: 4 consumers are consuming")
+        daemon.show("ready, consuming: ")
         play(daemon, environment, url)
         if options.keep:
             keep(daemon, url)

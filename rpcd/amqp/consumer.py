@@ -138,7 +138,7 @@ class Consumer:
         self.connection.serving()
         self.stats.connections += 1
         section = self.plan.section
-        log.info("consuming with %s workers, prefetch %s", section.workers, section.window, extra=self._fields())
+        log.info("consuming, workers: %s, prefetch: %s", section.workers, section.window, extra=self._fields())
         self._overseer.consuming(self)
         await ended.wait()
 

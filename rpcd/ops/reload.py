@@ -70,7 +70,7 @@ class _Verdict(msgspec.Struct):
 
     ok: bool
     problems: list[Problem] = []
-    broker: list[_Step] = []
+    broker: list[_Step] | None = None
 
     def told(self) -> list[str]:
         """Return what speaks against it; what is missing is waited for, which is no reason to refuse."""

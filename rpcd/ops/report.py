@@ -48,7 +48,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     state, consumers = report["state"], report["consumers"]
     if state in (STOPPING, RELOADING):
         running = sum(each["running"] for each in consumers)
-        draining = f"draining: {running} handlers are still running"
+        draining = f"draining; handlers that still run: {running}"
         if state == STOPPING:
             return draining
         checked = any(each["state"] in ("draining", "stopped") for each in consumers)

@@ -199,7 +199,7 @@ def test_the_report_follows_the_life_of_the_process(rig: MakeRig, broker: Broker
     it.daemon.stop()
     reactor.run()
     assert (report()["state"], report()["ready"]) == ("stopping", False)
-    assert sentence(report()) == "draining: 1 handlers are still running"
+    assert sentence(report()) == "draining; handlers that still run: 1"
 
 
 # Reloading ----------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_ready_is_said_once_when_everything_consumes(rig: MakeRig, caplog: pytes
     it.reactor.pass_time(5.0)
     it.until(lambda: it.consumer("orders").consuming)
     assert [record.getMessage() for record in caplog.records if "ready" in record.getMessage()] == [
-        "ready: 2 consumers are consuming"
+        "ready, consuming: orders, invoices"
     ]
 
 

@@ -195,7 +195,7 @@ def daemon(root: Root, url: str) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout is not None
         for line in process.stdout:
             told.append(line)
-            if "consumers are consuming" in line:
+            if "ready, consuming: " in line:
                 break
         else:
             raise Failed("the daemon ended before it consumed:\n" + "".join(told))

@@ -92,7 +92,7 @@ def test_the_readmes_decorator_works_as_it_says(
     config = tmp_path / "events.toml"
     config.write_text(f'[service]\npath = ["."]\n{said}\n[exchanges.shop]\n[consumers."events.changed"]\nworkers = 3\n')
     daemon = start_at(config)
-    assert "consuming with 3 workers" in daemon.output
+    assert "consuming, workers: 3" in daemon.output
     for key in ("order.placed", "stock.tea.green"):
         peer.publish(key, {}, "shop")
         daemon.wait_for(f"changed: {key}")

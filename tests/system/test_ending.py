@@ -53,6 +53,14 @@ def test_sigterm_lets_eight_handlers_finish_and_answers_all_of_them(start: Start
     assert "stopped, exit code 0" in daemon.output
 
 
+def test_two_signals_at_once_on_an_idle_daemon_leave_nothing_unfinished(start: StartDaemon) -> None:
+    daemon = start(CONFIG.format(drain=30), SLOW)
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGINT)
+    assert daemon.wait() == 0
+    assert "unfinished" not in daemon.output
+
+
 def test_what_has_not_started_goes_back_in_order(start: StartDaemon, peer: Peer) -> None:
     daemon = start(CONFIG.format(drain=30), SLOW)
     for number in range(14):
@@ -82,7 +90,7 @@ def test_the_end_of_drain_timeout_exits_75(start: StartDaemon, peer: Peer) -> No
     peer.publish("work", 1)
     daemon.wait_for("running")
     assert daemon.stop() == 75
-    assert "stopped with unfinished handlers: 1 messages go back to the broker" in daemon.output
+    assert "stopped with unfinished handlers; messages that go back to the broker: 1" in daemon.output
     assert [message.body for message in peer.left("work")] == [b"1"]
 
 

@@ -110,7 +110,7 @@ def test_it_is_ready_only_when_all_consume_and_asks_for_time_until_then(
     assert systemd.told[told - 1]["STATUS"] == "consuming: orders, packing"
     assert daemon.stop() == 0
     told = systemd.wait_for(lambda each: each.get("STOPPING") == "1", told)
-    assert systemd.told[told - 1]["STATUS"] == "draining: 0 handlers are still running"
+    assert systemd.told[told - 1]["STATUS"] == "draining; handlers that still run: 0"
     assert len([each for each in systemd.told if "READY" in each]) == 1
 
 
@@ -175,7 +175,7 @@ def test_while_it_drains_it_asks_for_time_and_says_so(start: StartDaemon, system
     daemon.wait_for("running slow")
     daemon.signal(signal.SIGTERM)
     told = systemd.wait_for(lambda each: each.get("STOPPING") == "1", told)
-    assert systemd.told[told - 1]["STATUS"] == "draining: 1 handlers are still running"
+    assert systemd.told[told - 1]["STATUS"] == "draining; handlers that still run: 1"
     systemd.wait_for(lambda each: "EXTEND_TIMEOUT_USEC" in each, told)
     assert daemon.wait() == 0
 
