@@ -150,7 +150,7 @@ def test_it_is_there_again_after_a_reload(start: StartDaemon, control: pathlib.P
     daemon = start(CONFIG, HANDLERS)
     before = control.lstat().st_ino
     daemon.signal(signal.SIGHUP)
-    daemon.wait_for("ready: ", 2)
+    daemon.wait_for("ready, consuming: ", 2)
     assert stat.S_IMODE(control.lstat().st_mode) == 0o600
     client = Client(control)
     assert client.ask("status")["result"]["state"] == "ready"

@@ -100,7 +100,7 @@ def test_changed_code_and_config_begin_anew_in_the_same_process(
     assert not any("STOPPING" in each for each in systemd.told[reloading:told])
     assert version(peer) == 2
     assert version(peer, "more") == 2
-    assert len(daemon.wait_for(r"ready: \d consumers")) == 2
+    assert len(daemon.wait_for("ready, consuming: ")) == 2
     assert daemon.stop() == 0
     assert "stopped, starting anew" in daemon.output
 
@@ -169,7 +169,7 @@ def test_a_broker_that_is_away_keeps_nobody_from_reloading(start: StartDaemon, o
     daemon.wait_for("reload: the broker could not be asked about the new config")
     daemon.wait_for("starting, broker", 2)
     own_node.ctl("start_app")
-    daemon.wait_for(r"ready: \d consumers", 2)
+    daemon.wait_for("ready, consuming: ", 2)
 
 
 def test_what_runs_is_finished_first_and_what_has_not_started_waits_in_the_queue(
@@ -188,7 +188,7 @@ def test_what_runs_is_finished_first_and_what_has_not_started_waits_in_the_queue
         pass
     first, second = peer.replies(2)
     assert (first.properties.correlation_id, second.properties.correlation_id) == ("wait", "x")
-    daemon.wait_for(r"ready: \d consumers", 2)
+    daemon.wait_for("ready, consuming: ", 2)
     assert daemon.output.count("rpcd 0") == 2
 
 
@@ -266,7 +266,7 @@ def test_nohup_is_respected(tmp_path: pathlib.Path, start: StartDaemon, peer: Pe
             start_new_session=True,
         )
     try:
-        peer.until(lambda: "ready: " in (tmp_path / "log").read_text())
+        peer.until(lambda: "ready, consuming: " in (tmp_path / "log").read_text())
         process.send_signal(signal.SIGHUP)
         assert version(peer) == 1
         process.send_signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def test_a_terminal_that_is_closed_ends_what_ran_in_it(tmp_path: pathlib.Path, s
         os.environ["RABBITMQ_URL"] = peer.url
         arguments = ["-n", "--pidfile=", "--logfile=log", "rpcd", "--config", "rpcd.toml"]
         os.execv(str(TWISTD), [str(TWISTD), *arguments])
-    peer.until(lambda: (tmp_path / "log").exists() and "ready: " in (tmp_path / "log").read_text())
+    peer.until(lambda: (tmp_path / "log").exists() and "ready, consuming: " in (tmp_path / "log").read_text())
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert "SIGHUP: stopping" in (tmp_path / "log").read_text()
@@ -307,7 +307,7 @@ def test_a_daemonised_twistd_begins_anew_with_a_new_pid_file(
     assert version(peer) == 1
     edit(handlers, '"version": 1', '"version": 2')
     os.kill(first, signal.SIGHUP)
-    peer.until(lambda: log.read_text().count("ready: ") == 2, what=log.read_text)
+    peer.until(lambda: log.read_text().count("ready, consuming: ") == 2, what=log.read_text)
     second = int(pid_file.read_text())
     assert second != first
     assert version(peer) == 2
@@ -341,7 +341,7 @@ def test_an_interpreter_that_has_gone_ends_it_with_70(tmp_path: pathlib.Path, st
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "ready: " in line:
+            if "ready, consuming: " in line:
                 process.send_signal(signal.SIGHUP)
         assert process.wait(30) == 70
     assert "could not start anew" in lines[-1]
@@ -365,7 +365,7 @@ def test_rpcd_run_begins_anew_as_well(
         assert version(peer) == 1
         edit(handlers, '"version": 1', '"version": 2')
         process.send_signal(signal.SIGHUP)
-        peer.until(lambda: (tmp_path / "log").read_text().count("ready: ") == 2)
+        peer.until(lambda: (tmp_path / "log").read_text().count("ready, consuming: ") == 2)
         assert version(peer) == 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -376,7 +376,7 @@ def test_rpcd_run_begins_anew_as_well(
 def test_a_hail_of_sighups_kills_nobody(start: StartDaemon, peer: Peer) -> None:
     """Also between the end of the old program and the handlers of the new one, when the signal's own action is death."""
     daemon = start(CONFIG, HANDLERS)
-    while daemon.output.count("ready: ") < 4:
+    while daemon.output.count("ready, consuming: ") < 4:
         assert daemon.process.poll() is None
         daemon.signal(signal.SIGHUP)
         daemon.wait_a_little()
@@ -407,7 +407,7 @@ def test_no_descriptor_is_left_behind(start: StartDaemon) -> None:
     before = len(list(opened.iterdir()))
     for count in (2, 3):
         daemon.signal(signal.SIGHUP)
-        daemon.wait_for("ready: ", count)
+        daemon.wait_for("ready, consuming: ", count)
     assert len(list(opened.iterdir())) == before
 
 
@@ -427,7 +427,7 @@ def test_a_socket_that_systemd_passes_on_is_passed_on_again(start: StartDaemon, 
     port = int(daemon.wait_for("^port ")[0].split()[1])
     for count in (2, 3):
         daemon.signal(signal.SIGHUP)
-        daemon.wait_for("ready: ", count)
+        daemon.wait_for("ready, consuming: ", count)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=20) as answer:
             assert answer.status == 200
 
@@ -583,7 +583,7 @@ def test_nothing_is_lost_or_done_twice_over_many_reloads(start: StartDaemon, pee
     try:
         for count in range(RELOADS):
             daemon.signal(signal.SIGHUP)
-            daemon.wait_for(r"ready: \d consumers", count + 2)
+            daemon.wait_for("ready, consuming: ", count + 2)
     finally:
         sent = traffic.stop()
     peer.until(lambda: (tmp_path / "ledger").read_text().count("\n") >= len(sent))

@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_ends_it_with_78(start: StartDaemon, port: int) -> 
 def test_the_port_is_there_again_after_a_reload(start: StartDaemon, port: int) -> None:
     daemon = start(CONFIG.format(port=port), HANDLERS)
     daemon.signal(signal.SIGHUP)
-    daemon.wait_for("ready: ", 2)
+    daemon.wait_for("ready, consuming: ", 2)
     assert get(port, "/ready")[0] == 200
 
 
