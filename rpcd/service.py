@@ -252,14 +252,16 @@ class Daemon(Service):
             _forget(Deferred.fromCoroutine(consumer.drain()))
         drained = DeferredList([consumer.drained.wait() for consumer in self.consumers])
         hurried: Deferred[Any] = DeferredList([drained, self._hurry.wait()], fireOnOneCallback=True)
+        overdue = False
         try:
             await bounded(hurried, self.settings.service.drain_timeout, self._reactor, "draining")
         except WaitTooLong as late:
+            overdue = True  # a `shutdown` that hangs, if no message is left
             log.error("%s", late)  # noqa: TRY400  # its traceback would tell nobody anything
         unfinished = [consumer for consumer in self.consumers if not consumer.drained.happened]
         given_back = sum(consumer.abandon() for consumer in unfinished)
         given_back += sum(consumer.went_back for consumer in self.consumers)
-        if given_back or any(consumer.workers.running for consumer in unfinished):
+        if given_back or overdue or any(consumer.workers.running for consumer in unfinished):
             log.error("stopped with unfinished handlers; messages that go back to the broker: %s", given_back)
             ending.exit_with(ExitCode.TEMPFAIL)
         closing = DeferredList([self.publisher.stop(), *(consumer.connection.stop() for consumer in unfinished)])

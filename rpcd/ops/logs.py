@@ -267,6 +267,8 @@ def install(handler: logging.Handler, level: str) -> None:
 
 def install_file(path: str, fields: FieldsOfThread) -> None:
     """Let a file for the standard library's `fileConfig` (LOGGING_FILE_CONFIG) decide everything; raise what that raises."""
+    with open(path, encoding="utf-8"):  # noqa: PTH123  # a missing file is a KeyError to it before Python 3.11.4
+        pass
     logging.config.fileConfig(path, disable_existing_loggers=False)
     for each in logging.getLogger().handlers:
         each.addFilter(ThreadFields(fields))

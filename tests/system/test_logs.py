@@ -111,7 +111,7 @@ def piped(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path, handlers: str)
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert any("are consuming" in line for line in process.stdout)
+    assert any("ready, consuming: " in line for line in process.stdout)
     return process
 
 
@@ -374,7 +374,7 @@ def test_without_a_standard_output_lines_go_to_standard_error(
     ) as process:
         try:
             assert process.stderr is not None
-            assert any("are consuming" in line for line in process.stderr)
+            assert any("ready, consuming: " in line for line in process.stderr)
             process.terminate()
             assert process.wait(20) == 0
         finally:
