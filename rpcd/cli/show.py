@@ -4,7 +4,6 @@ Names, headers and bodies come from strangers. A control character among them co
 terminal of whoever looks, so they are shown as escapes.
 """
 
-import contextlib
 import errno
 import os
 import re
@@ -59,8 +58,10 @@ def end(text: str, code: int) -> NoReturn:
 
 def tell(text: str) -> None:
     """Say something on standard error; where nobody can be told, the exit code says enough."""
-    with contextlib.suppress(OSError):
+    try:
         click.echo(printable_lines(text), err=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # else Python ends with 120 over what is left
 
 
 def say(text: str | bytes) -> None:
