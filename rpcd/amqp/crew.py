@@ -40,11 +40,6 @@ class Crew:
         self._mutex = threading.Lock()
         self._lanes: Lanes[Job] = Lanes()
 
-    @property
-    def running(self) -> list[Job]:
-        """The jobs in hand, but for those that have their outcome already."""
-        raise NotImplementedError
-
     def hold(self) -> None:
         """Start no further job; running ones go on."""
         self.held = True

@@ -13,10 +13,11 @@ from typing import Any
 from twisted.internet.task import deferLater
 
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.crew import Crew
 from rpcd.amqp.declare import STEP_SECONDS
 from rpcd.amqp.settlement import Settlement
+from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import bounded, repeating
+from rpcd.amqp.workers import Workers
 
 BATCH = 16
 """How many deliveries are given back at once: half of what the broker sends, so that acks find room beside them."""
@@ -34,7 +35,9 @@ MOST_LINGER = 2.0
 """The longest wait before the channel is closed, however slow the broker is."""
 
 
-async def drain(channel: Channel, tag: str, settlement: Settlement, workers: Crew, reactor: Any, *, lanes: bool) -> None:
+async def drain(
+    channel: Channel, tag: str, settlement: Settlement, workers: Workers | Tasks, reactor: Any, *, lanes: bool
+) -> None:
     """Cancel the consumer, settle what runs, give back what has not started, and close the channel; reactor only.
 
     With `lanes` nothing is given back before the handlers have ended: only then is it known which keys were busy. Fails
