@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         assert isinstance(item, pytest.Function)
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(
-                f"{item.nodeid} has another name in every process; write ids=named (tests/support/named.py)"
+                f"{item.nodeid} has another name in every process; write ids=label (tests/support/named.py)"
             )
         shared = (each for known in item._fixtureinfo.name2fixturedefs.values() for each in known if each.scope == "module")
         if item.path.parent.name in TOGETHER or any(shared):

@@ -3,6 +3,6 @@
 import re
 
 
-def named(value: object) -> str:
+def label(value: object) -> str:
     """Show a value without its place in memory."""
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
