@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from rpcd import __version__
 from rpcd.amqp.consumer import Consumer
+from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.waiting import repeating
 from rpcd.core.settings import Settings
 from rpcd.ops import health, report
@@ -52,13 +53,21 @@ class Doors:
     """All that an operator sees of the running daemon; reactor only."""
 
     def __init__(
-        self, settings: Settings, consumers: Sequence[Consumer], broker: str, reactor: Any, systemd: Systemd, origin: Origin
+        self,
+        settings: Settings,
+        consumers: Sequence[Consumer],
+        publisher: Publisher,
+        broker: str,
+        reactor: Any,
+        systemd: Systemd,
+        origin: Origin,
     ) -> None:
         """Prepare them; `broker` is its URL without secrets."""
         self.phase = Phase()
         self.systemd = systemd
         self._settings = settings
         self._consumers = consumers
+        self._publisher = publisher
         self._broker = broker
         self._reactor = reactor
         self._origin = origin
@@ -144,6 +153,7 @@ class Doors:
             "broker": self._broker,
             "refused": self.phase.refused,
             "consumers": consumers,
+            "publishing": report.of_publisher(self._publisher),
         }
 
     def _state(self, ready: bool) -> str:

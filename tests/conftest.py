@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import textwrap
@@ -103,6 +104,20 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
     yield begin
     for daemon in running:
         daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def sick_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """A broker that all tests of one module may hurt; each leaves it running."""
+    yield from make_node(tmp_path_factory, "sick-node")
+
+
+@pytest.fixture
+def sick_url(sick_node: PrivateNode) -> str:
+    """The URL of a fresh virtual host on the sick node."""
+    name = f"sick{secrets.token_hex(4)}"
+    sick_node.add_virtual_hosts([name])
+    return sick_node.url(name)
 
 
 @pytest.fixture

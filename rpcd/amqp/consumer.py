@@ -14,6 +14,7 @@ from rpcd.amqp.crew import Finished
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.drain import drain
+from rpcd.amqp.ends import tell_end
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
@@ -97,7 +98,9 @@ class Consumer:
         if self.connection.trouble is not None:
             return None if self.draining else self.connection.trouble
         protocol = self.connection.protocol
-        return f"the broker blocks it: {protocol.blocked}" if protocol is not None and protocol.blocked is not None else None
+        if protocol is not None and protocol.blocked is not None:
+            return f"the broker blocks it: {protocol.blocked}"
+        return None if self.draining else self._publisher.why
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
@@ -140,6 +143,10 @@ class Consumer:
         section = self.plan.section
         log.info("consuming, workers: %s, prefetch: %s", section.workers, section.window, extra=self._fields())
         self._overseer.consuming(self)
+        version = protocol.broker_version
+        channel.when_closed(
+            lambda reason: tell_end(reason, self.workers.running, version, time.time(), self.stats, self._fields())
+        )
         await ended.wait()
 
     async def _consume(self, channel: Channel, queue: str) -> None:

@@ -16,6 +16,7 @@ Theory. Every publication has a number on its channel, counted from 1 by both si
 A publication may therefore arrive twice; it is never silently lost.
 """
 
+import logging
 import re
 import time
 from collections import OrderedDict, deque
@@ -36,6 +37,7 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Outgoing
+from rpcd.core.stats import PublishingStats
 from rpcd.core.tables import Headers
 from rpcd.core.wire import Properties
 
@@ -47,6 +49,11 @@ NACK_PAUSES = (0.1, 5.0)
 
 STRIKES = 3
 """How often a publication may be alone on its way when the broker closes the connection: others use it, too."""
+
+MOST_FULL = 1000
+"""How many targets that take nothing are kept in mind, so that each is said once."""
+
+log = logging.getLogger("rpcd.publisher")
 
 _NAMED = re.compile(r"exchange '(?P<exchange>[^']*)'")
 _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
@@ -79,9 +86,12 @@ class Pending:
 class Outbox:
     """The publications of one confirm channel, which may be lost and replaced; reactor only."""
 
-    def __init__(self, reactor: Any, confirm_timeout: float, publish_timeout: float) -> None:
+    def __init__(
+        self, reactor: Any, confirm_timeout: float, publish_timeout: float, stats: PublishingStats | None = None
+    ) -> None:
         """Prepare an outbox without a channel; what is published waits for one."""
         self.blocked = False
+        self.stats = stats if stats is not None else PublishingStats()
         self._reactor = reactor
         self._confirm_timeout = confirm_timeout
         self._publish_timeout = publish_timeout
@@ -93,6 +103,7 @@ class Outbox:
         self._backlog: deque[Pending] = deque()
         self._one_at_a_time = 0
         self._blocked_since = 0.0
+        self._full: set[tuple[Any, Any]] = set()
 
     def __len__(self) -> int:
         return len(self._flying) + len(self._backlog)
@@ -152,7 +163,10 @@ class Outbox:
             return
         if not taken:
             self._nacked(pending)
-        elif pending.returned is not None:
+            return
+        if self._full:
+            self._has_room(pending.outgoing)
+        if pending.returned is not None:
             pending.finish(Unroutable(pending.returned))
         else:
             pending.finish()
@@ -160,12 +174,24 @@ class Outbox:
     def _nacked(self, pending: Pending) -> None:
         pause = min(NACK_PAUSES[1], NACK_PAUSES[0] * 2**pending.nacks)
         pending.nacks += 1
+        self.stats.nacks += 1
+        target = pending.outgoing.exchange, pending.outgoing.routing_key
+        if target not in self._full and len(self._full) < MOST_FULL:
+            self._full.add(target)
+            said = "the broker does not take what goes to exchange %r, key %r (is a queue full?); trying again for %g s"
+            log.warning(said, *target, self._publish_timeout)
         if time.monotonic() + pause >= pending.expires:
             pending.finish(
                 PublishTimeout(f"the broker refused to take it for {self._publish_timeout:g} s (is the queue full?)")
             )
         else:
             self._reactor.callLater(pause, self._again, pending)
+
+    def _has_room(self, outgoing: Outgoing) -> None:
+        target = outgoing.exchange, outgoing.routing_key
+        if target in self._full:
+            self._full.discard(target)
+            log.info("the broker takes again what goes to exchange %r, key %r", *target)
 
     def _again(self, pending: Pending) -> None:
         self._backlog.append(pending)
@@ -196,7 +222,10 @@ class Outbox:
         elif isinstance(reason, ConnectionLost) and reason.code in (*HARD_ERRORS, ReplyCode.INTERNAL_ERROR):
             guilty = struck(flying)
             self._one_at_a_time = len(flying)
-        self._backlog.extendleft(reversed([each for each in flying if each not in guilty]))
+        innocent = [each for each in flying if each not in guilty]
+        self.stats.refused += len(guilty)
+        self.stats.republished += len(innocent)
+        self._backlog.extendleft(reversed(innocent))
         for each in guilty:
             each.finish(PublishRefused(f"the broker refused it: {reason}"))
 
@@ -223,6 +252,8 @@ class Outbox:
         self._backlog = deque(each for each in self._backlog if not each.deferred.called)
         oldest = next(iter(self._flying.values()), None)
         if oldest is not None and now - oldest.sent > self._confirm_timeout:
+            self.stats.confirm_timeouts += 1
+            log.warning("no confirm for %g s; to be published again: %s", self._confirm_timeout, len(self._flying))
             self._drop(f"no confirm for {self._confirm_timeout:g} s")
 
 

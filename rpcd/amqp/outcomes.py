@@ -107,6 +107,7 @@ class OutcomePublisher:
             self.stats.replied += 1
         except Unroutable:
             self.stats.replies_unroutable += 1  # the caller has gone; its request is done all the same
+            log.info("a reply came back, its caller has gone: key %s", reply.routing_key, extra=fields(job.message, outcome))
         except PublishError as error:
             self.stats.publish_failures += 1
             if outcome.verdict is not Verdict.ACK:

@@ -20,6 +20,7 @@ from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import Once, bounded, repeating, unless
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
 from rpcd.core.message import Outgoing
+from rpcd.core.stats import PublishingStats
 from rpcd.core.topology import Declaration
 
 SWEEP_SECONDS = 1.0
@@ -45,8 +46,9 @@ class Publisher:
         title: str,
     ) -> None:
         """Prepare the publishing connection; `plan` is what nobody else declares."""
-        self.copies = Outbox(broker.reactor, confirm_timeout, publish_timeout)
-        self.publications = Outbox(broker.reactor, confirm_timeout, publish_timeout)
+        self.stats = PublishingStats()
+        self.copies = Outbox(broker.reactor, confirm_timeout, publish_timeout, self.stats)
+        self.publications = Outbox(broker.reactor, confirm_timeout, publish_timeout, self.stats)
         self.ready = Once()
         self.connection = Connection("publisher", title, broker, self._serve, refused)
         self._plan = plan
@@ -57,6 +59,15 @@ class Publisher:
     def blocked(self) -> bool:
         """Whether the broker has blocked the connection (an alarm)."""
         return self.copies.blocked
+
+    @property
+    def why(self) -> str | None:
+        """Why nothing can be published now; None if it can."""
+        connection = self.connection
+        if connection.trouble is not None:
+            return f"nothing can be published: {connection.trouble}"
+        blocked = connection.protocol.blocked if connection.protocol is not None else None
+        return f"the broker blocks publishing: {blocked}" if blocked is not None else None
 
     def start(self) -> None:
         """Begin to connect; publications wait until it is possible."""
@@ -122,6 +133,7 @@ class Publisher:
 
         def closed(reason: Exception) -> None:
             if isinstance(reason, ChannelClosed) and not protocol.is_lost:
+                self.stats.channel_closed(reason.code)
                 log.warning("the broker closed a publishing channel: %s", reason)
                 Deferred.fromCoroutine(self._open(protocol, outbox, ended)).addErrback(failed)
 

@@ -191,6 +191,7 @@ class Settlement:
         channel.publish(reply)
         self._stats.replied += 1
         if not reply.mandatory:
+            self._stats.replies_direct += 1
             self._direct_replies.append(_identity(job))
 
     def claim(self, job: Job, outcome: Outcome) -> None:

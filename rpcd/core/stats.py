@@ -24,8 +24,16 @@ class Stats:
     """Outcomes whose connection died before they could be settled; the broker delivers those messages again."""
     replies_unroutable: int = 0
     """Replies whose caller had gone."""
+    replies_direct: int = 0
+    """Replies by direct reply-to: the broker does not tell whether they arrived."""
     publish_failures: int = 0
     connections: int = 0
+    cancelled: int = 0
+    """How often the broker cancelled the consumer: its queue was deleted, or the node that has it went away."""
+    ack_timeouts: int = 0
+    """How often the broker waited too long for an ack and took the channel away."""
+    channel_errors: dict[int, int] = attrs.field(factory=dict)
+    """How often the broker closed the channel, by AMQP's reply code."""
 
     def count(self, outcome: Outcome) -> None:
         """Count one settled outcome by its verdict."""
@@ -33,6 +41,30 @@ class Stats:
         setattr(self, name, getattr(self, name) + 1)
         if outcome.error == "DeadlinePassed":
             self.expired += 1
+
+    def channel_closed(self, code: int) -> None:
+        """Count a channel that the broker closed."""
+        self.channel_errors[code] = self.channel_errors.get(code, 0) + 1
+
+
+@attrs.define(eq=False)
+class PublishingStats:
+    """What became of confirmed publications since the process started; reactor only."""
+
+    nacks: int = 0
+    """How often the broker did not take a publication (a full queue); it was tried again."""
+    confirm_timeouts: int = 0
+    """How often no confirm came in `confirm_timeout`, and the connection was made anew."""
+    republished: int = 0
+    """Publications that were sent again, because their channel was gone before the confirm: these may be there twice."""
+    refused: int = 0
+    """Publications that the broker closed a channel over."""
+    channel_errors: dict[int, int] = attrs.field(factory=dict)
+    """How often the broker closed a publishing channel, by AMQP's reply code."""
+
+    def channel_closed(self, code: int) -> None:
+        """Count a channel that the broker closed."""
+        self.channel_errors[code] = self.channel_errors.get(code, 0) + 1
 
 
 _NAMES = {"ack": "acked", "requeue": "requeued", "reject": "rejected", "retry": "retried", "archive": "archived"}

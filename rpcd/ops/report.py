@@ -38,6 +38,15 @@ def of_consumer(consumer: Any) -> dict[str, Any]:
     }
 
 
+def of_publisher(publisher: Any) -> dict[str, Any]:
+    """Report on the publishing connection that all consumers share; `waiting` is what is not confirmed yet."""
+    return {
+        "why": publisher.why,
+        "waiting": len(publisher.copies) + len(publisher.publications),
+        **attrs.asdict(publisher.stats),
+    }
+
+
 def is_ready(consumers: Iterable[Mapping[str, Any]]) -> bool:
     """Tell whether every consumer consumes, but for those that an operator has paused."""
     return all(each["state"] in ("consuming", "paused") for each in consumers)

@@ -330,7 +330,7 @@ def test_a_declaration_that_is_refused_at_first_start_is_told(
 ) -> None:
     broker.answers["Queue.Declare"] = lambda chan, _method: chan.close(code, text)
     it = bench([queue("spare")]).start()
-    it.reactor.pass_time(5.0)
+    it.reactor.pass_time(0.9)
     assert [error.exit_code for error in it.refused] == [exit_code]
     assert text in str(it.refused[0])
 
