@@ -103,10 +103,11 @@ class Outbox:
         self._backlog: deque[Pending] = deque()
         self._one_at_a_time = 0
         self._blocked_since = 0.0
+        self._pausing = 0
         self._full: set[tuple[Any, Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._flying) + len(self._backlog)
+        return len(self._flying) + len(self._backlog) + self._pausing
 
     def publish(self, outgoing: Outgoing) -> Deferred[None]:
         """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout."""
@@ -185,6 +186,7 @@ class Outbox:
                 PublishTimeout(f"the broker refused to take it for {self._publish_timeout:g} s (is the queue full?)")
             )
         else:
+            self._pausing += 1
             self._reactor.callLater(pause, self._again, pending)
 
     def _has_room(self, outgoing: Outgoing) -> None:
@@ -194,6 +196,7 @@ class Outbox:
             log.info("the broker takes again what goes to exchange %r, key %r", *target)
 
     def _again(self, pending: Pending) -> None:
+        self._pausing -= 1
         self._backlog.append(pending)
         self._send()
 

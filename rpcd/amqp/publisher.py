@@ -64,10 +64,10 @@ class Publisher:
     def why(self) -> str | None:
         """Why nothing can be published now; None if it can."""
         connection = self.connection
-        if connection.trouble is not None:
-            return f"nothing can be published: {connection.trouble}"
         blocked = connection.protocol.blocked if connection.protocol is not None else None
-        return f"the broker blocks publishing: {blocked}" if blocked is not None else None
+        if blocked is not None:
+            return f"the broker blocks publishing: {blocked}"
+        return f"nothing can be published: {connection.trouble}" if connection.trouble is not None else None
 
     def start(self) -> None:
         """Begin to connect; publications wait until it is possible."""

@@ -18,6 +18,7 @@ from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble
 from rpcd.core import overlay
 from rpcd.core.address import address
+from rpcd.core.caution import cautions
 from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
@@ -42,7 +43,7 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
     Nothing is run but their imports. Every mistake is shown at once, with its place and the way out.
 
     Exit code: 0 if all is well, 69 if the broker can't be reached, 77 if a permission is missing, 78 if the config or an
-    existing queue is wrong.
+    existing queue is wrong. A warning is something to think about, and changes no exit code.
 
     A file with [virtual_hosts] is checked as it stands, if it has consumers, and with each of them in turn; --virtual-host
     picks one. The broker is asked about the file as it stands, or about that one.
@@ -59,10 +60,11 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         what, known = "the file has no consumers of its own", ", ".join(map(str, assembled))
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else []
+    warnings = list(dict.fromkeys(each for settings, _ in assembled.values() for each in cautions(settings)))
     if as_json:
-        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None)
+        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None, warnings)
     else:
-        _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings)
+        _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings, warnings)
     sys.exit(_code(findings))
 
 
@@ -103,9 +105,12 @@ def _wrong(problems: Sequence[Problem], code: int, as_json: bool) -> NoReturn:
     """Show the problems in the form that was asked for, and end."""
     if not as_json:
         end("\n".join(map(str, problems)), code)
-    found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in problems]
-    say(json_line({"ok": False, "problems": found}))
+    say(json_line({"ok": False, "problems": _listed(problems)}))
     sys.exit(int(code))
+
+
+def _listed(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    return [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in problems]
 
 
 def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool) -> list[Finding]:
@@ -162,7 +167,9 @@ def _code(findings: list[Finding]) -> int:
     return int(max(codes, default=0))
 
 
-def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None) -> None:
+def _print_json(
+    assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None, warnings: Sequence[Problem]
+) -> None:
     """Print everything that the tables show; `broker` is null if nobody has asked it."""
     keys = ("name", "queue", "handler", "workers", "prefetch", "on_error")
     consumers = [
@@ -176,10 +183,13 @@ def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Findi
         for each in findings or ()
     ]
     ok = not any(row["error"] for row in rows)
-    say(json_line({"ok": ok, "consumers": consumers, "broker": None if findings is None else rows}))
+    found = {"broker": None if findings is None else rows, "warnings": _listed(warnings)}
+    say(json_line({"ok": ok, "consumers": consumers, **found}))
 
 
-def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding]) -> None:
+def _print(
+    config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding], warnings: Sequence[Problem]
+) -> None:
     several = ("virtual host",) if len(assembled) > 1 else ()
     columns = ("consumer", "queue", "handler", "workers", "prefetch", "on_error", *several)
     table(columns, [(*_row(plan), *([way or ""] if several else [])) for way, plans in assembled.items() for plan in plans])
@@ -189,8 +199,10 @@ def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: li
     errors = [finding for finding in findings if finding.error]
     for finding in errors:
         tell(str(finding.error))
+    for warning in warnings:
+        tell(f"warning: {warning}")
     if not errors:
-        say(f"\n{config}: all is well")
+        say(f"\n{config}: {'no mistakes, but see the warnings' if warnings else 'all is well'}")
 
 
 def _row(plan: Plan) -> tuple[str, ...]:

@@ -73,6 +73,16 @@ class Cluster:
         for member in reversed(self.members):  # the first one has the epmd
             member.stop()
 
+    def mend(self) -> None:
+        """Start again what was ended, thaw what was frozen, and wait until all know each other."""
+        gone = [member for member in self.members if not self.alive(member)]
+        for member in self.after(*gone):
+            member.signal(signal.SIGCONT)
+        if gone:
+            with concurrent.futures.ThreadPoolExecutor(len(gone)) as pool:
+                list(pool.map(Member.start, gone))
+        self.whole()
+
     def whole(self, seconds: float = 60.0) -> None:
         """Wait until every member runs and sees all others."""
         deadline = time.monotonic() + seconds
@@ -96,10 +106,9 @@ class Cluster:
         (found,) = [member for member in self.members if member.name in text]
         return found
 
-    def leader(self, virtual_host: str, queue: str) -> Member:
-        """Return the member that leads a quorum queue, or holds a classic one."""
-        listed = self.members[0] if self.alive(self.members[0]) else self.members[1]
-        for line in listed.ctl("list_queues", "-p", virtual_host, "name", "pid").splitlines():
+    def holder(self, virtual_host: str, queue: str) -> Member:
+        """Return the member that leads a quorum queue, or has a classic one."""
+        for line in self.members[0].ctl("list_queues", "-p", virtual_host, "name", "pid").splitlines():
             name, _, pid = line.partition("\t")
             if name == queue:
                 return self.named(pid)
@@ -112,9 +121,9 @@ class Cluster:
             return alive(member.pid)
         return False
 
-    def after(self, member: Member) -> list[Member]:
+    def after(self, *members: Member) -> list[Member]:
         """Return the other members."""
-        return [each for each in self.members if each is not member]
+        return [each for each in self.members if each not in members]
 
 
 @contextlib.contextmanager
