@@ -300,6 +300,27 @@ def test_a_refused_publication_that_is_taken_later(ready: Bench) -> None:
     assert ends == [None]
 
 
+def test_what_is_not_taken_is_said_and_counted_once_until_it_is(ready: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    first, second = ready.publish("a", key="full"), ready.publish("b", key="full")
+    ready.chan.confirm(2, multiple=True, taken=False)
+    ready.reactor.run()
+    assert len(ready.outbox) == 2  # they wait for their next try
+    ready.reactor.pass_time(0.2, 0.05)
+    ready.chan.confirm(3, taken=False)
+    ready.chan.confirm(4)
+    ready.reactor.pass_time(0.4, 0.05)
+    ready.chan.confirm(5)
+    ready.reactor.run()
+    assert (first, second) == ([None], [None])
+    assert ready.outbox.stats.nacks == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "the broker does not take what goes to exchange '', key 'full' (is a queue full?); trying again for 60 s",
+        "the broker takes again what goes to exchange '', key 'full'",
+    ]
+    assert len(ready.outbox) == 0
+
+
 def test_a_pause_that_ends_without_a_channel(ready: Bench) -> None:
     ends = ready.publish("full")
     ready.chan.confirm(1, taken=False)
@@ -325,11 +346,13 @@ def test_silence_gives_the_channel_up_and_everything_is_sent_again(bench: Bench)
     assert bench.dropped == []
     bench.sweeping(1)
     assert bench.dropped == ["no confirm for 30 s"]
+    assert bench.outbox.stats.confirm_timeouts == 1
     assert (first, second, third) == ([], [None], [])
     channel.close()
     bench.reactor.run()
     bench.attach()
     assert [each.properties.message_id for each in bench.broker.published[3:]] == ["ta", "tc"]
+    assert bench.outbox.stats.republished == 2
     bench.chan.confirm(2, multiple=True)
     bench.reactor.run()
     assert (first, second, third) == ([None], [None], [None])
