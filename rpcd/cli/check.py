@@ -23,6 +23,7 @@ from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
 from rpcd.files import parse
+from rpcd.ops import health
 
 
 @click.command()
@@ -59,9 +60,15 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         what, known = "the file has no consumers of its own", ", ".join(map(str, assembled))
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else []
+    warnings = [
+        f"{config}: service.http: {each}"
+        for each in dict.fromkeys(said for found, _ in assembled.values() for said in health.warnings(found.service.http))
+    ]
     if as_json:
-        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None)
+        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None, warnings)
     else:
+        for each in warnings:
+            tell(each)
         _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings)
     sys.exit(_code(findings))
 
@@ -162,7 +169,7 @@ def _code(findings: list[Finding]) -> int:
     return int(max(codes, default=0))
 
 
-def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None) -> None:
+def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None, warnings: Sequence[str]) -> None:
     """Print everything that the tables show; `broker` is null if nobody has asked it."""
     keys = ("name", "queue", "handler", "workers", "prefetch", "on_error")
     consumers = [
@@ -176,7 +183,8 @@ def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Findi
         for each in findings or ()
     ]
     ok = not any(row["error"] for row in rows)
-    say(json_line({"ok": ok, "consumers": consumers, "broker": None if findings is None else rows}))
+    told = {"ok": ok, "consumers": consumers, "broker": None if findings is None else rows, "warnings": warnings}
+    say(json_line(told))
 
 
 def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding]) -> None:

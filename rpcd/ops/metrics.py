@@ -20,7 +20,7 @@ PREFIX = "rpcd_"
 
 CONSUMER = ("consumer", "queue")
 
-STATES = ("consuming", "connecting", "paused", "draining", "stopped")
+STATES = ("consuming", "connecting", "paused", "tripped", "draining", "stopped")
 """What a consumer may do; a state that is not here is shown while it lasts."""
 
 Values: TypeAlias = tuple[str, ...]
@@ -240,7 +240,7 @@ def exposition(watched: Watched) -> Callable[[str], tuple[bytes, str]]:
     def answer(accept: str) -> tuple[bytes, str]:
         try:
             encode, content_type = choose_encoder(accept)
-        except ValueError:  # the header is a stranger's; some versions of the library can't read a version that is none
+        except (TypeError, ValueError):  # the header is a stranger's; the library stumbles over a version that is none
             encode, content_type = choose_encoder("")
         return encode(registry), content_type
 

@@ -4,27 +4,34 @@ import contextlib
 import http.client
 import json
 import logging
+import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
-import urllib.request
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
+import pika
 import pytest
+import yaml
 from daemon import RPCD, Daemon, StartDaemon
 from peer import Peer
-from prometheus_client import openmetrics, parser
+from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
+from proxy import Proxy
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.web.resource import Resource
 
 from rpcd.core.stats import BOUNDS, OutboxStats, Stats
-from rpcd.ops import health, lag
+from rpcd.ops import health, lag, site
 from rpcd.ops.metrics import FAMILIES
 from rpcd.ops.rabbitmq import PrivateNode, free_ports
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 CONFIG = """
 [service]
@@ -62,6 +69,8 @@ HANDLERS = """
             message.publish("no-such-exchange", "key", {})
         if what == "wait":
             open("let-go").read()
+            if body.get("then") == "archive":
+                raise rpcd.PermanentFailure("no")
         if what == "block":
             from twisted.internet import reactor
             reactor.callFromThread(time.sleep, 2.5)
@@ -94,7 +103,8 @@ class Scraper:
 
     def value(self, name: str, **labels: str) -> float:
         """Return one sample; labels are those of the consumer if none are given."""
-        wanted = labels or (AT if any(each.shown == name and each.labels for each in FAMILIES) else {})
+        own = any(name.startswith(each.shown) and each.labels[:1] == ("consumer",) for each in FAMILIES)
+        wanted = labels or (AT if own else {})
         for family in parser.text_string_to_metric_families(self.get()[2]):
             for sample in family.samples:
                 if sample.name == name and sample.labels == wanted:
@@ -153,7 +163,6 @@ def test_both_formats_are_what_their_parsers_take_and_tell_the_same(begin: Any, 
     assert info in daemon.output
     assert scraper.value("rpcd_ready") == 1
     assert scraper.value("rpcd_start_time_seconds") > 1e9
-    assert openmetrics  # both parsers come with the library
 
 
 def test_head_and_get_alone_and_accept_headers_of_all_kinds(begin: Any, scraper: Scraper) -> None:
@@ -195,6 +204,16 @@ def test_names_are_those_of_the_field_and_each_is_there_once() -> None:
         assert family.sentence.endswith(".")
         assert len(family.labels) == len(set(family.labels))
         assert set(family.labels) <= {"consumer", "queue", "outcome", "state", "code", "channel", "reason", "version"}
+
+
+def test_the_guides_rules_are_about_metrics_that_there_are() -> None:
+    page = (ROOT / "docs/guide/metrics.md").read_text()
+    known = {family.shown for family in FAMILIES} | {"rpcd_handler_duration_seconds_bucket"}
+    assert set(re.findall(r"\brpcd_[a-z_]+", page)) <= known
+    prometheus, rules = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    assert prometheus["rule_files"] == ["rpcd.rules.yml"]
+    (group,) = rules["groups"]
+    assert all({"alert", "expr", "annotations"} <= rule.keys() for rule in group["rules"])
 
 
 # What moves them ----------------------------------------------------------------------------------
@@ -239,9 +258,8 @@ def test_replies_are_counted_by_how_they_went(begin: Any, scraper: Scraper, peer
     channel.basic_consume(
         "amq.rabbitmq.reply-to", lambda _channel, _method, _properties, body: replies.append(body), auto_ack=True
     )
-    channel.basic_publish(
-        "", "work", b'{"do": "nothing"}', __import__("pika").BasicProperties(reply_to="amq.rabbitmq.reply-to")
-    )
+    properties = pika.BasicProperties(reply_to="amq.rabbitmq.reply-to")
+    channel.basic_publish("", "work", b'{"do": "nothing"}', properties)
     peer.until(lambda: bool(replies))
     assert scraper.value("rpcd_replies_direct_total") == 1
 
@@ -260,7 +278,7 @@ def test_a_running_handler_shows_and_one_that_hangs_is_counted_as_lost(begin: An
 def test_messages_that_wait_for_a_key_or_a_worker_show(
     start: StartDaemon, scraper: Scraper, peer: Peer, tmp_path: pathlib.Path
 ) -> None:
-    __import__("os").mkfifo(tmp_path / "let-go")
+    os.mkfifo(tmp_path / "let-go")
     config = CONFIG.format(port=scraper.port, time_limit=600).replace("workers = 2", 'workers = 2\nlock = "body.key"')
     start(config, HANDLERS)
     for key in "aaabb":
@@ -270,17 +288,8 @@ def test_messages_that_wait_for_a_key_or_a_worker_show(
     held, waiting = scraper.value("rpcd_keys_held"), scraper.value("rpcd_keys_waiting")
     assert held in (1, 2)
     assert waiting + scraper.value("rpcd_messages_waiting") == 3
-    stop = __import__("threading").Event()
-
-    def let_go() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(OSError), (tmp_path / "let-go").open("w"):
-                stop.wait(0.05)
-
-    opener = __import__("threading").Thread(target=let_go, daemon=True)
-    opener.start()
-    scraper.until("rpcd_unsettled", lambda value: value == 0)
-    stop.set()
+    with letting_go(tmp_path / "let-go"):
+        scraper.until("rpcd_unsettled", lambda value: value == 0)
     assert (scraper.value("rpcd_keys_held"), scraper.value("rpcd_keys_waiting")) == (0, 0)
 
 
@@ -297,13 +306,13 @@ def test_a_consumer_that_the_broker_cancels_shows_and_comes_back(begin: Any, scr
 
 
 def test_settlements_that_come_too_late_and_redeliveries_that_join_are_counted(
-    begin: Any, scraper: Scraper, peer: Peer, node: PrivateNode, tmp_path: pathlib.Path
+    begin: Any, scraper: Scraper, peer: Peer, proxy: Proxy, url: str, tmp_path: pathlib.Path
 ) -> None:
-    __import__("os").mkfifo(tmp_path / "let-go")
-    daemon = begin()
+    os.mkfifo(tmp_path / "let-go")
+    daemon = begin(at=proxy.url(url))
     peer.publish("work", {"do": "wait"}, message_id="only")
     scraper.until("rpcd_handlers_running", lambda value: value == 1)
-    close_connections(node, peer, "rpcd work")
+    assert proxy.reset("work") == 1
     scraper.until("rpcd_reconnects_total", lambda value: value == 1)
     scraper.until("rpcd_redeliveries_joined_total", lambda value: value == 1)
     with (tmp_path / "let-go").open("w"):
@@ -314,24 +323,13 @@ def test_settlements_that_come_too_late_and_redeliveries_that_join_are_counted(
     assert daemon.stop() == 0
 
 
-def close_connections(node: PrivateNode, peer: Peer, name: str) -> None:
-    """Have the broker close the connections of the test's virtual host whose names begin like this."""
-    host = peer.url.rsplit("/", 1)[1].partition("?")[0]
-    code = (
-        f'[rabbit_networking:close_connection(P, "test") || [{{pid, P}}, {{vhost, <<"{host}">>}}, {{client_properties, C}}]'
-        " <- rabbit_networking:connection_info_all([pid, vhost, client_properties]),"
-        f' {{<<"connection_name">>, _, <<"{name}", _/binary>>}} <- C].'
-    )
-    node.control("eval", code)
-
-
 # Not ready, and why -------------------------------------------------------------------------------
 
 
 def test_a_full_archive_is_not_ready_until_there_is_room(begin: Any, scraper: Scraper, peer: Peer) -> None:
     begin("[consumers.work.archive]\nmax_length = 1\n")
-    for _ in range(4):  # a quorum queue takes one or two more than it should
-        peer.publish("work", {"do": "archive"})
+    for number in range(4):  # a full quorum queue may take one or two more than it should
+        peer.publish("work", {"do": "archive"}, message_id=str(number))
     peer.until(lambda: scraper.ready()[0] == 503)
     report = scraper.ready()[1]
     (consumer,) = report["consumers"]
@@ -341,44 +339,224 @@ def test_a_full_archive_is_not_ready_until_there_is_room(begin: Any, scraper: Sc
     assert scraper.value("rpcd_ready") == 0
     assert scraper.value("rpcd_queues_full") == 1
     assert scraper.value("rpcd_publish_nacks_total", channel="copies") >= 1
-    line = status(scraper.port)
-    assert line[0] == 2
-    assert "not consuming" in line[1]
-    assert "work: the broker refuses copies to work.archive" in line[1]
-    peer.channel.queue_purge("work.archive")
-    peer.until(lambda: bool(peer.left("work.archive")) or scraper.ready()[0] == 200)
-    peer.until(lambda: bool(peer.left("work.archive")) is None or scraper.ready()[0] == 200)
+    code, line = status(scraper.port)
+    assert (code, "work: the broker refuses copies to work.archive" in line) == (2, True)
+    found: list[str] = []
+
+    def emptied() -> bool:
+        found.extend(each.properties.message_id for each in peer.left("work.archive"))
+        return len(found) == 4 and scraper.ready()[0] == 200
+
+    peer.until(emptied, 60, lambda: f"{found}, {scraper.ready()}")
+    assert sorted(found) == ["0", "1", "2", "3"]
     assert scraper.value("rpcd_queues_full") == 0
 
 
-def test_a_lost_publishing_connection_is_not_ready_and_comes_back(
-    begin: Any, scraper: Scraper, peer: Peer, node: PrivateNode
+def test_a_lost_publishing_connection_is_not_ready_until_it_is_made_again(
+    begin: Any, scraper: Scraper, peer: Peer, proxy: Proxy, url: str
 ) -> None:
-    begin()
+    begin(at=proxy.url(url))
     assert scraper.ready()[1]["publisher"] == {"connected": True, "why": None, "pending": 0}
-    close_connections(node, peer, "rpcd publisher")
-    scraper.until("rpcd_publisher_reconnects_total", lambda value: value == 1)
+    proxy.refuse()
+    assert proxy.cut("publisher") == 1
+    peer.until(lambda: scraper.ready()[0] == 503)
+    report = scraper.ready()[1]
+    assert report["publisher"]["connected"] is False
+    assert [each["state"] for each in report["consumers"]] == ["consuming"]
+    assert (scraper.value("rpcd_publisher_connected"), scraper.value("rpcd_connected")) == (0, 1)
+    code, line = status(scraper.port)
+    assert (code, "consuming: work; not publishing: " in line) == (2, True)
+    proxy.accept()
     peer.until(lambda: scraper.ready()[0] == 200)
+    assert scraper.value("rpcd_publisher_reconnects_total") == 1
+    assert scraper.value("rpcd_reconnects_total") == 0
 
 
-def test_an_alarm_shows_at_the_publishing_connection(
-    begin: Any, scraper: Scraper, own_node: PrivateNode, url: str
+def test_an_alarm_shows_at_both_connections_and_takes_nothing_from_ready(
+    begin: Any, scraper: Scraper, peer: Peer, node: PrivateNode, tmp_path: pathlib.Path
 ) -> None:
-    own_node.add_virtual_hosts(["alarm"])
-    client = Peer(own_node.url("alarm"))
-    begin(at=own_node.url("alarm"))
-    own_node.control("eval", "rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).")
+    os.mkfifo(tmp_path / "let-go")
+    begin()
+    peer.publish("work", {"do": "wait", "then": "archive"}, message_id="a")
+    peer.publish("work", {"do": "wait"}, message_id="b", reply_to="amq.gen-gone")
+    scraper.until("rpcd_handlers_running", lambda value: value == 2)
+    node.ctl("eval", "rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).")
     try:
-        client.connection.add_callback_threadsafe(lambda: None)
-        blocked = Peer(own_node.url("alarm")) if False else None
-        assert blocked is None
+        with letting_go(tmp_path / "let-go"):
+            scraper.until("rpcd_publisher_blocked", lambda value: value == 1)
+            scraper.until("rpcd_blocked", lambda value: value == 1)
+        code, report = scraper.ready()
+        assert (code, report["publisher"]["connected"]) == (200, True)
+        assert report["publisher"]["why"].startswith("the broker blocks it: ")
+        assert report["consumers"][0]["why"].startswith("the broker blocks it: ")
+        assert status(scraper.port)[0] == 0
     finally:
-        own_node.control("eval", "rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
-        client.close()
+        node.ctl("eval", "rabbit_alarm:clear_alarm({resource_limit, memory, node()}).")
+    scraper.until("rpcd_publisher_blocked", lambda value: value == 0)
+    peer.until(lambda: scraper.handled("archive") == 1 and scraper.handled("ack") == 1)
+    assert peer.get("work.archive").properties.message_id == "a"
+
+
+@contextlib.contextmanager
+def letting_go(fifo: pathlib.Path) -> Iterator[None]:
+    """Let every handler go on that waits at a fifo, as long as the block lasts."""
+    enough = threading.Event()
+
+    def write() -> None:
+        while not enough.wait(0.02):
+            with contextlib.suppress(OSError):  # nobody reads right now
+                os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        writer.join()
 
 
 def status(port: int) -> tuple[int, str]:
-    done = subprocess.run(
-        [str(RPCD), "status", "--http", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([str(RPCD), "status", "--http", f"127.0.0.1:{port}"], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout
+
+
+# The reactor --------------------------------------------------------------------------------------
+
+
+def test_fault_29_a_blocked_reactor_is_measured_and_told(begin: Any, scraper: Scraper, peer: Peer) -> None:
+    daemon = begin()
+    assert scraper.value("rpcd_reactor_lag_seconds") < 1
+    peer.call("work", {"do": "block"})
+    (line,) = daemon.wait_for("the reactor was blocked for")
+    assert "WARNING rpcd: " in line
+    assert scraper.value("rpcd_reactor_lag_seconds") > 1
+    assert scraper.value("rpcd_reactor_stalls_total") == 1
+    assert scraper.ready()[0] == 200
+
+
+def test_a_lag_is_said_once_in_a_while_and_forgotten_after_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock, now = Clock(), [0.0]
+    probe = lag.Lag(clock, lambda: now[0])
+    probe.start()
+    probe.start()  # has begun
+
+    def turn(late: float) -> None:
+        now[0] += lag.PERIOD + late
+        clock.advance(lag.PERIOD)
+
+    with caplog.at_level(logging.WARNING):
+        for late in (0.0, 0.4, 3.0, 5.0):
+            turn(late)
+        assert (probe.longest, probe.stalls) == (pytest.approx(5.0), 2)
+        assert [record.args for record in caplog.records] == [(pytest.approx(3.0),)]
+        turn(6.0)
+        assert len(caplog.records) == 2
+        for _ in range(lag.REMEMBERED):
+            turn(0.0)
+    assert (probe.longest, probe.stalls, len(caplog.records)) == (0.0, 3, 2)
+    turn(-5.0)  # a timer that comes early
+    assert probe.longest == 0.0
+    probe.stop()
+    probe.stop()
+    assert clock.getDelayedCalls() == []
+
+
+# Who asks -----------------------------------------------------------------------------------------
+
+
+def descriptors(daemon: Daemon) -> int:
+    return len(list(pathlib.Path(f"/proc/{daemon.process.pid}/fd").iterdir()))
+
+
+def test_idle_connections_can_not_use_up_the_descriptors(begin: Any, scraper: Scraper, peer: Peer) -> None:
+    daemon = begin()
+    before = descriptors(daemon)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", scraper.port))) for _ in range(200)]
+        peer.until(lambda: descriptors(daemon) <= before + site.MOST_CONNECTIONS + 2)
+        idle[-1].sendall(b"GET /ready HTTP/1.1\r\n")  # a half-said request is idle, too
+        assert scraper.ready()[0] == 200  # a new question gets its answer
+        assert peer.call("work", {"do": "nothing"}).json["success"] is True
+    peer.until(lambda: descriptors(daemon) <= before + 2)
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.output
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"GET /ready HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 200_000,
+        b"POST /ready HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 0x10000 + b"\r\n",
+        b"GET /" + b"x" * 200_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /ready HTTP/1.1\r\n" + b"X-Header: x\r\n" * 20_000,
+        b"AMQP\0\0\x09\x01" + b"\r\n\r\n",
+    ],
+    ids=["body", "chunked", "path", "headers", "amqp"],
+)
+def test_a_request_that_is_too_large_or_none_is_hung_up_on(begin: Any, scraper: Scraper, request_text: bytes) -> None:
+    daemon = begin()
+    with socket.create_connection(("127.0.0.1", scraper.port), timeout=20) as connection:
+        with contextlib.suppress(OSError):  # it hangs up while we still write
+            connection.sendall(request_text)
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(65536):
+                pass
+    assert scraper.ready()[0] == 200
+    assert "Traceback" not in daemon.output
+
+
+def test_what_says_nothing_is_hung_up_on_in_the_end() -> None:
+    clock = Clock()
+    quiet = site.Quiet(Resource())
+    assert quiet.timeOut == site.IDLE_SECONDS
+    quiet.reactor = clock
+    transport = StringTransport()
+    protocol = quiet.buildProtocol(None)
+    assert protocol is not None
+    protocol.callLater = clock.callLater
+    protocol.makeConnection(transport)
+    clock.advance(site.IDLE_SECONDS + 1)
+    assert transport.disconnecting
+
+
+# Who may ask --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "warned"),
+    [
+        ("tcp:8001", True),
+        ("tcp:port=8001", True),
+        ("tcp6:8001", True),
+        ("haproxy:tcp:8001", True),
+        ("tcp:8001:interface=127.0.0.1", False),
+        ("tcp:8001:interface=0.0.0.0", False),
+        (r"tcp6:8001:interface=\:\:1", False),
+        ("unix:/run/x", False),
+        ("systemd:domain=INET:index=0", False),
+        (None, False),
+    ],
+)
+def test_security_15_an_endpoint_for_everybody_is_to_be_said(endpoint: str | None, warned: bool) -> None:
+    assert bool(health.warnings(endpoint)) is warned
+    assert health.problems(endpoint) == []
+
+
+def test_security_15_check_and_start_warn_of_an_endpoint_that_others_can_ask(
+    start: StartDaemon, scraper: Scraper, tmp_path: pathlib.Path
+) -> None:
+    said = (
+        f"service.http: others on the network can ask tcp:{scraper.port}, which listens on all interfaces; write interface="
+    )
+    config = CONFIG.format(port=scraper.port, time_limit=60).replace(":interface=127.0.0.1", "")
+    daemon = start(config, HANDLERS)
+    (line,) = daemon.wait_for("others on the network")
+    assert f"WARNING rpcd: {said}" in line
+    check = [str(RPCD), "check", "--config", str(tmp_path / "rpcd.toml")]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert said in done.stderr
+    done = subprocess.run([*check, "--json"], capture_output=True, text=True, timeout=60)
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert said in warning
