@@ -24,6 +24,7 @@ from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
 from rpcd.core.versions import Advice, Version, advise
 from rpcd.files import parse
+from rpcd.ops import health
 
 
 @click.command()
@@ -63,13 +64,17 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     version, findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else ((), None)
     told = [assembled[virtual_host]] if broker else assembled.values()
-    advice = list(dict.fromkeys(each for settings, _ in told for each in advise(settings, version)))
+    advice = list(dict.fromkeys(each for settings, _ in told for each in [*advise(settings, version), *_surface(settings)]))
     plans = {way: plans for way, (_, plans) in assembled.items()}
     if as_json:
         _print_json(plans, findings, advice)
     else:
         _print(config, plans, findings or [], advice)
     sys.exit(_code(findings or [], advice))
+
+
+def _surface(settings: Settings) -> list[Advice]:
+    return [Advice(Problem("service.http", said)) for said in health.warnings(settings.service.http)]
 
 
 def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[Settings, list[Plan]]]:

@@ -132,6 +132,9 @@ def _encodable(value: Any) -> Any:
 class _Unfailing(logging.Handler):
     """A log handler that never raises and never writes about itself: sys.stderr, where others do that, leads to it again."""
 
+    dropped = 0
+    """Lines of all such handlers that could not be written."""
+
     def format(self, record: logging.LogRecord) -> str:
         """Format one record; a call that can't be formatted becomes one line that says so, and where it is."""
         try:
@@ -149,8 +152,14 @@ class _Unfailing(logging.Handler):
         except OSError:
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
-        """Drop a record that can't be written: there is nowhere left to say so."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # the standard library's name
+        """Drop a record that can't be written: there is nowhere left to say so but in a count."""
+        _Unfailing.dropped += 1
+
+
+def dropped() -> int:
+    """Return how many lines could not be written since the process started."""
+    return _Unfailing.dropped
 
 
 class ToStream(_Unfailing, logging.StreamHandler):  # type: ignore[type-arg]  # generic for type checkers alone until 3.11
