@@ -1,4 +1,4 @@
-"""A client that speaks AMQP 0-9-1 by hand, so that it can send what no library would, and see the very bytes that come back."""
+"""A client that speaks AMQP 0-9-1 by hand: it can send what no library would, and sees the very bytes that come back."""
 
 import socket
 import struct
