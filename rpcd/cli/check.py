@@ -114,6 +114,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
         if item not in steps:
             steps.append(item)
     replies = any(plan.section.reply != "none" for plan in plans)
+    consumed = {plan.name: plan.queue for plan in plans}
 
     rehearsal = Rehearsal()
     left: list[str] = []
@@ -122,7 +123,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
 
     async def work(connect: Connect) -> list[Finding]:
         going_on = itertools.takewhile(lambda _step: not interrupted.happened, steps)
-        running = Deferred.fromCoroutine(rehearsal.run(await connect(), going_on, replies))
+        running = Deferred.fromCoroutine(rehearsal.run(await connect(), going_on, consumed, replies))
         try:
             return await unless(Once(), running)
         except CancelledError:

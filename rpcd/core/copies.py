@@ -114,10 +114,8 @@ def _copy(message: Message[Any], queue: str, own: dict[str, Any], token: str) ->
 
 def _kept(headers: Headers) -> list[bytes]:
     """Return the header entries that go on; what can't be read or is too big is wrapped or left, and said so."""
-    if headers.fault is not None:
-        kept = [header("x-rpcd-headers", headers.raw)]  # as one byte array: whoever reads the archive can't choke on it
-    else:
-        kept = _theirs(headers)
+    unread = headers.fault is not None  # then as one byte array: whoever reads the archive can't choke on it
+    kept = [header("x-rpcd-headers", headers.raw)] if unread else _theirs(headers)
     return kept if _fits(kept) else [header("x-rpcd-headers-dropped", sum(map(len, kept)))]
 
 
