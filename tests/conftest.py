@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from daemon import Daemon, StartDaemon
 from peer import Peer
+from privilege import NODES
 from proxy import Proxy
 
 from rpcd.ops import ports
@@ -53,6 +54,7 @@ def make_node(factory: pytest.TempPathFactory, name: str) -> Iterator[PrivateNod
         root = pathlib.Path(other)
         private = PrivateNode(pathlib.Path(tempfile.mkdtemp(dir=root / "tmp")), root=root)
     private.start()
+    NODES[private.port] = private
     yield private
     private.stop()
     if other is not None:

@@ -129,6 +129,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
         if item not in steps:
             steps.append(item)
     replies = any(plan.section.reply != "none" for plan in plans)
+    consumed = {plan.name: plan.queue for plan in plans}
 
     rehearsal = Rehearsal()
     left: list[str] = []
@@ -140,7 +141,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
         going_on = itertools.takewhile(lambda _step: not interrupted.happened, steps)
         protocol = await connect()
         versions.append(protocol.broker_version)
-        running = Deferred.fromCoroutine(rehearsal.run(protocol, going_on, replies))
+        running = Deferred.fromCoroutine(rehearsal.run(protocol, going_on, consumed, replies))
         try:
             return await unless(Once(), running)
         except CancelledError:
