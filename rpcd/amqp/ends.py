@@ -1,4 +1,4 @@
-"""What the end of a consumer's channel is said to be and counted as, when the broker has decided it.
+"""What the end of a consumer's channel is said to be, when the broker has decided it.
 
 The remedy is the same for all of them: a new connection. A person who reads the log must know the cause all the same.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 from rpcd.core.errors import ChannelClosed, ConsumerCancelled
 from rpcd.core.pipeline import Job
-from rpcd.core.stats import Stats
 
 CANCELS_LATE_ACKS = (4, 3)
 """From this version of RabbitMQ on, it cancels the consumer of a quorum queue where it would have closed the channel."""
@@ -23,19 +22,16 @@ log = logging.getLogger("rpcd.consumer")
 
 
 def tell_end(
-    reason: Exception, running: Iterable[Job], version: tuple[int, ...], now: float, stats: Stats, fields: Mapping[str, Any]
+    reason: Exception, running: Iterable[Job], version: tuple[int, ...], now: float, fields: Mapping[str, Any]
 ) -> None:
-    """Count and log why the broker ended a channel; `running` is what handlers have in hand, `now` the time of day."""
+    """Log why the broker ended a channel; `running` is what handlers have in hand, `now` the time of day."""
     if isinstance(reason, ChannelClosed):
-        stats.channel_closed(reason.code)
         if _ACK_TIMEOUT.search(reason.text):
-            stats.ack_timeouts += 1
             said = "the broker waited too long for an ack and closed the channel: %s; %s; %s"
             log.error(said, reason, _oldest(running, now), WAY_OUT, extra=fields)
         else:
             log.error("the broker closed the channel: %s; its messages are delivered again", reason, extra=fields)
     elif isinstance(reason, ConsumerCancelled):
-        stats.cancelled += 1
         causes = "its queue was deleted, or the node that has it went away"
         if version >= CANCELS_LATE_ACKS:
             causes += f", or it waited too long for an ack: {_oldest(running, now)}; {WAY_OUT}"

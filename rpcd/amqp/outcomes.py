@@ -103,7 +103,7 @@ class OutcomePublisher:
         if reply is None or self.on_own_channel(reply):
             return outcome
         try:
-            await self.publisher.publish(reply)
+            await self.publisher.publish(reply, self._reply_again)
             self.stats.replied += 1
         except Unroutable:
             self.stats.replies_unroutable += 1  # the caller has gone; its request is done all the same
@@ -116,6 +116,9 @@ class OutcomePublisher:
                 return await self._refused(job, error)
         outcome.reply = None
         return outcome
+
+    def _reply_again(self) -> None:
+        self.stats.replies_republished += 1
 
     async def _refused(self, job: Job, error: PublishError) -> Outcome:
         """Judge a refused reply by policy; a failure that can't be told either leaves the message in the archive."""

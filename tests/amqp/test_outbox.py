@@ -313,10 +313,10 @@ def test_what_is_not_taken_is_said_and_counted_once_until_it_is(ready: Bench, ca
     ready.chan.confirm(5)
     ready.reactor.run()
     assert (first, second) == ([None], [None])
-    assert ready.outbox.stats.nacks == 3
+    assert ready.outbox.stats.nacked == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "the broker does not take what goes to exchange '', key 'full' (is a queue full?); trying again for 60 s",
-        "the broker takes again what goes to exchange '', key 'full'",
+        "the broker does not take what goes to queue 'full' (is it full?); trying again for 60 s",
+        "the broker takes again what goes to queue 'full'",
     ]
     assert len(ready.outbox) == 0
 
@@ -346,7 +346,7 @@ def test_silence_gives_the_channel_up_and_everything_is_sent_again(bench: Bench)
     assert bench.dropped == []
     bench.sweeping(1)
     assert bench.dropped == ["no confirm for 30 s"]
-    assert bench.outbox.stats.confirm_timeouts == 1
+    assert bench.outbox.stats.silences == 1
     assert (first, second, third) == ([], [None], [])
     channel.close()
     bench.reactor.run()

@@ -308,7 +308,7 @@ def test_an_alarm_at_the_start_costs_no_connection_however_long_it_lasts(
     it = bench([]).start()
     it.link.blocked("low on memory")
     it.reactor.pass_time(5 * STEP_SECONDS)
-    assert it.publisher.why == "the broker blocks publishing: low on memory"
+    assert it.publisher.why == "the broker blocks it: low on memory"
     it.link.unblocked()
     broker.probes = True
     (probe,) = (chan for chan in it.link.chans.values() if chan.confirming)

@@ -118,8 +118,8 @@ def test_fault_19_an_exchange_that_is_deleted_fails_only_what_goes_there(
 
 # 22: the broker does not take it ------------------------------------------------------------------
 
-FULL = "WARNING rpcd.publisher: the broker does not take what goes to exchange '', key '{queue}'"
-ROOM = "INFO rpcd.publisher: the broker takes again what goes to exchange '', key '{queue}'"
+FULL = "WARNING rpcd.publisher: the broker does not take what goes to queue '{queue}'"
+ROOM = "INFO rpcd.publisher: the broker takes again what goes to queue '{queue}'"
 
 
 def test_fault_22_a_full_archive_brakes_the_consumer(start: StartDaemon, peer: Peer, port: int) -> None:
@@ -271,7 +271,7 @@ def test_fault_24_an_alarm_while_it_consumes_replies_and_retries(
     found = report(port)
     assert found.code == 200
     assert found.consumer("work")["why"] == f"the broker blocks it: {ALARMS[what]}"
-    assert found.publishing["why"] == f"the broker blocks publishing: {ALARMS[what]}"
+    assert found.publishing["why"] == f"the broker blocks it: {ALARMS[what]}"
     clear(sick_node)
     daemon.wait_for("the broker takes publications again")
     ledger.replies(18)
@@ -299,7 +299,7 @@ def test_fault_24_an_alarm_at_the_start(
     alarm(sick_node, "memory")
     daemon = start(config(port, "waver"), HANDLERS, at=sick_url)  # ready all the same: what needs no publishing is done
     peer.until(lambda: report(port).consumer("work")["acked"] == 4)
-    assert report(port).publishing["why"] == "the broker blocks publishing: low on memory"
+    assert report(port).publishing["why"] == "the broker blocks it: low on memory"
     assert report(port).consumer("work")["archived"] == 0
     clear(sick_node)
     ledger.replies(4)

@@ -1,7 +1,7 @@
 import attrs
 import pytest
 
-from rpcd.core.stats import PublishingStats, Stats
+from rpcd.core.stats import Stats
 from rpcd.core.verdict import ACKED, Outcome, Verdict
 
 
@@ -35,13 +35,6 @@ def test_a_message_that_came_too_late_is_counted_as_expired_too() -> None:
     stats.count(Outcome(Verdict.ACK, error="DeadlinePassed"))
     stats.count(ACKED)
     assert counted(stats) == {"acked": 2, "expired": 1}
-
-
-@pytest.mark.parametrize("stats", [Stats(), PublishingStats()])
-def test_closed_channels_are_counted_by_their_code(stats: Stats | PublishingStats) -> None:
-    for code in (406, 404, 406):
-        stats.channel_closed(code)
-    assert stats.channel_errors == {406: 2, 404: 1}
 
 
 def test_two_consumers_count_apart() -> None:
