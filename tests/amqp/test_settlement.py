@@ -463,6 +463,7 @@ def test_a_redelivery_joins_the_run_that_goes_on_and_takes_its_outcome(bench: Ma
     assert it.replies() == [{"success": True, "data": {"number": 5}, "message": None}]
     assert it.queue.acked == ["a"]
     assert it.stats.joined == 1
+    assert (it.stats.duplicates_suppressed, it.stats.replies_republished) == (0, 0)
 
 
 @pytest.mark.parametrize(
