@@ -532,6 +532,7 @@ def test_an_ack_that_may_be_lost_is_given_again_without_a_second_run(bench: Make
     assert it.story()[-2:] == [f"publish {REPLY_TO}", "ack 1"]
     assert it.replies() == [{"success": True, "data": {"number": 3}, "message": None}]
     assert it.queue.acked == ["a"]
+    assert (it.stats.joined, it.stats.duplicates_suppressed, it.stats.replies_republished) == (1, 1, 1)
 
 
 def test_without_an_id_it_runs_again(bench: MakeBench) -> None:
