@@ -26,6 +26,7 @@ from rpcd.core.verdict import Halt
 from rpcd.doors import CannotOpen, Doors
 from rpcd.importing import resolve
 from rpcd.ops import ending, memory, signals
+from rpcd.ops.log_queue import LOG_QUEUE
 from rpcd.ops.reload import NOWHERE, Origin, Reloading
 from rpcd.ops.systemd import START_SECONDS, Systemd
 
@@ -90,6 +91,7 @@ class Daemon(Service):
     def _start(self) -> None:
         signals.take(self._on_signal, lambda _number: self._reactor.callFromThread(self.reloading.begin))
         ending.exit_with(ExitCode.OK)
+        LOG_QUEUE.start()
         log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
         if not self._open_doors() or not self._run_on_start():
             return

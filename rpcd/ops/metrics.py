@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import attrs
 
 from rpcd.core.stats import BOUNDS, OutboxStats, Stats
-from rpcd.ops import logs
 from rpcd.ops.lag import Lag
+from rpcd.ops.log_queue import LOG_QUEUE
 
 COUNTER, GAUGE, HISTOGRAM, INFO = "counter", "gauge", "histogram", "info"
 
@@ -147,7 +147,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda watched: watched.lag.longest,
     ),
     _one("reactor_stalls", COUNTER, "How often it was blocked for over a second.", lambda watched: watched.lag.stalls),
-    _one("log_lines_dropped", COUNTER, "Log lines that could not be written.", lambda _watched: logs.dropped()),
+    _one("log_lines_dropped", COUNTER, "Log lines that could not be written.", lambda _watched: LOG_QUEUE.dropped),
     # consumers
     _of_consumers("connected", "1 while the consumer's connection serves.", lambda each: each.connection.trouble is None),
     _of_consumers("consuming", "1 while the broker delivers to it.", lambda each: each.consuming),

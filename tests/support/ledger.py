@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from peer import Peer
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 HANDLER = """
     import os, pathlib

@@ -558,5 +558,5 @@ def test_security_15_check_and_start_warn_of_an_endpoint_that_others_can_ask(
     assert done.returncode == 0
     assert said in done.stderr
     done = subprocess.run([*check, "--json"], capture_output=True, text=True, timeout=60)
-    (warning,) = json.loads(done.stdout)["warnings"]
-    assert said in warning
+    (advice,) = json.loads(done.stdout)["advice"]
+    assert (advice["path"], advice["grave"]) == ("service.http", False)
