@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from rpcd.amqp import outbox as module
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.outbox import NACK_PAUSES, STRIKES, Outbox
+from rpcd.amqp.outbox import NACK_PAUSES, REFUSED_KEPT, STRIKES, Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.copies import Circumstances, archive_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, PublishTimeout, Unroutable
@@ -738,3 +738,51 @@ def test_a_lost_connection_is_nobodys_fault(ready: Bench, link: Link) -> None:
     assert isinstance(ready.protocol.cause(), ConnectionLost)
     assert (first, second) == ([], [])
     assert len(ready.outbox) == 2
+
+
+# What is counted ------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_refused_is_known_as_full_until_it_takes_something(ready: Bench) -> None:
+    ready.publish("full", key="q.archive")
+    ready.chan.confirm(1, taken=False)
+    ready.reactor.run()
+    assert ready.outbox.refuses("q.archive")
+    assert not ready.outbox.refuses("other")
+    assert ready.outbox.stats.nacked == 1
+    ready.reactor.pass_time(NACK_PAUSES[0])
+    ready.reactor.run()
+    ready.chan.confirm(2)
+    ready.reactor.run()
+    assert not ready.outbox.refuses("q.archive")
+    assert ready.outbox.stats.confirmed == 1
+
+
+def test_a_refusal_of_long_ago_says_nothing_of_now(ready: Bench) -> None:
+    ready.publish("full", key="q.archive")
+    ready.chan.confirm(1, taken=False)
+    ready.reactor.run()
+    ready.reactor.pass_time(REFUSED_KEPT - 1)
+    assert ready.outbox.refuses("q.archive")
+    ready.reactor.pass_time(1)
+    assert not ready.outbox.refuses("q.archive")
+
+
+def test_queues_that_refuse_are_remembered_within_bounds(ready: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpcd.amqp.outbox.MOST_REFUSING", 2)
+    for number, name in enumerate("abc", start=1):
+        ready.publish(name)
+        ready.chan.confirm(number, taken=False)
+        ready.reactor.run()
+    assert [ready.outbox.refuses(name) for name in "abc"] == [False, False, True]
+
+
+def test_what_is_sent_again_is_counted_and_told(ready: Bench, link: Link) -> None:
+    told: list[str] = []
+    ready.outbox.publish(outgoing("a"), lambda: told.append("a"))
+    ready.publish("b")
+    ready.reactor.run()
+    assert ready.outbox.unconfirmed == 2
+    link.rst()
+    ready.reactor.run()
+    assert (told, ready.outbox.stats.republished, ready.outbox.unconfirmed) == (["a"], 2, 0)
