@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import textwrap
@@ -12,10 +13,11 @@ from collections.abc import Iterator
 import pytest
 from daemon import Daemon, StartDaemon
 from peer import Peer
+from privilege import NODES
 from proxy import Proxy
 
 from rpcd.ops import ports
-from rpcd.ops.rabbitmq import PrivateNode
+from rpcd.ops.rabbitmq import PrivateNode, answers
 
 logging.getLogger("pika").setLevel(logging.CRITICAL + 1)  # pages for each refused connection; a failed test shows the error
 
@@ -53,6 +55,7 @@ def make_node(factory: pytest.TempPathFactory, name: str) -> Iterator[PrivateNod
         root = pathlib.Path(other)
         private = PrivateNode(pathlib.Path(tempfile.mkdtemp(dir=root / "tmp")), root=root)
     private.start()
+    NODES[private.port] = private
     yield private
     private.stop()
     if other is not None:
@@ -125,6 +128,23 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
     yield begin
     for daemon in running:
         daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def sick_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """A broker that all tests of one module may hurt; each leaves it running."""
+    yield from make_node(tmp_path_factory, "sick-node")
+
+
+@pytest.fixture
+def sick_url(sick_node: PrivateNode) -> str:
+    """The URL of a fresh virtual host on the sick node."""
+    if not answers(sick_node.port):  # the test before has failed half-way
+        sick_node.stop()
+        sick_node.start()
+    name = f"sick{secrets.token_hex(4)}"
+    sick_node.add_virtual_hosts([name])
+    return sick_node.url(name)
 
 
 @pytest.fixture

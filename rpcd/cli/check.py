@@ -18,12 +18,14 @@ from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble
 from rpcd.core import overlay
 from rpcd.core.address import address
+from rpcd.core.caution import cautions
 from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
 from rpcd.core.versions import Advice, Version, advise
 from rpcd.files import parse
+from rpcd.ops import health
 
 
 @click.command()
@@ -63,13 +65,18 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     version, findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else ((), None)
     told = [assembled[virtual_host]] if broker else assembled.values()
-    advice = list(dict.fromkeys(each for settings, _ in told for each in advise(settings, version)))
+    advice = list(dict.fromkeys(each for settings, _ in told for each in [*advise(settings, version), *_other(settings)]))
     plans = {way: plans for way, (_, plans) in assembled.items()}
     if as_json:
         _print_json(plans, findings, advice)
     else:
         _print(config, plans, findings or [], advice)
     sys.exit(_code(findings or [], advice))
+
+
+def _other(settings: Settings) -> list[Advice]:
+    said = [Problem("service.http", said) for said in health.warnings(settings.service.http)]
+    return list(map(Advice, [*cautions(settings), *said]))
 
 
 def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[Settings, list[Plan]]]:
@@ -124,6 +131,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
         if item not in steps:
             steps.append(item)
     replies = any(plan.section.reply != "none" for plan in plans)
+    consumed = {plan.name: plan.queue for plan in plans}
 
     rehearsal = Rehearsal()
     left: list[str] = []
@@ -135,7 +143,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
         going_on = itertools.takewhile(lambda _step: not interrupted.happened, steps)
         protocol = await connect()
         versions.append(protocol.broker_version)
-        running = Deferred.fromCoroutine(rehearsal.run(protocol, going_on, replies))
+        running = Deferred.fromCoroutine(rehearsal.run(protocol, going_on, consumed, replies))
         try:
             return await unless(Once(), running)
         except CancelledError:

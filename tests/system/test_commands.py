@@ -251,6 +251,16 @@ def test_check_tells_that_all_is_well(config: pathlib.Path) -> None:
     assert rpcd("check", RPCD_CONFIG=str(config)).returncode == 0
 
 
+def test_fault_16_check_warns_of_a_time_limit_that_the_broker_would_not_wait_for(config: pathlib.Path) -> None:
+    config.write_text(config.read_text() + "time_limit = 1000\n")
+    done = rpcd("check", "--config", str(config))
+    assert done.returncode == 0
+    assert done.stderr.startswith("advice: consumers.echo.time_limit: 1000 s is over half of the 30 minutes")
+    found = json.loads(rpcd("check", "--config", str(config), "--json").stdout)
+    assert found["ok"] is True
+    assert [each["path"] for each in found["advice"]] == ["consumers.echo.time_limit"]
+
+
 def test_check_lists_every_mistake(config: pathlib.Path) -> None:
     config.write_text(config.read_text().replace("echo:", "no:").replace(":echo", ":ehco") + "workers = -1\n")
     done = rpcd("check", "--config", str(config))
