@@ -59,8 +59,9 @@ class Injector:
         while time.monotonic() < until:
             self.one()
             if self._random.random() < 0.75:
-                self._recovered(self.faults[-1].healed, until)
+                self._recovered()
             time.sleep(self._random.uniform(0.1, 1.5))
+        self._recovered()
 
     def one(self) -> None:
         """Play one fault, or one at the broker and one at a daemon together."""
@@ -91,18 +92,28 @@ class Injector:
         with self._stage.lock:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException:  # Ctrl-C: nobody may start anything any more once the stage is closed
+                self._stage.interrupted.set()
+                for thread in threads:
+                    thread.join()
+                raise
         fault.healed = time.monotonic()
         with (self._stage.directory / "faults.log").open("a") as log:
             log.write(f"{time.strftime('%H:%M:%S')} {fault.began:.3f} {fault.healed:.3f} {kind}\n")
         if failed:
             raise failed[0]
 
-    def _recovered(self, since: float, until: float) -> None:
-        deadline = min(time.monotonic() + RECOVERY_SECONDS, until + RECOVERY_SECONDS)
+    def _recovered(self) -> None:
+        since, deadline = self.faults[-1].healed, time.monotonic() + RECOVERY_SECONDS
         while time.monotonic() < deadline and any(tail.last <= since for tail in self._tails):
             time.sleep(0.05)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stage.interrupted.wait(seconds):
+            raise InterruptedError
 
     def _actor(self, own: random.Random) -> Actor:
         return own.choice(self._stage.actors)
@@ -119,7 +130,7 @@ class Injector:
         """Pass nothing on between a daemon and the broker for some seconds, one way or both."""
         proxy = self._actor(own).proxy
         proxy.pause(*own.choice([("up",), ("down",), ()]))
-        time.sleep(own.uniform(0.5, 8))
+        self._wait(own.uniform(0.5, 8))
         if own.random() < 0.5:
             proxy.reset()
         proxy.resume()
@@ -129,7 +140,7 @@ class Injector:
         proxy = self._actor(own).proxy
         proxy.refuse()
         proxy.reset()
-        time.sleep(own.uniform(0.5, 5))
+        self._wait(own.uniform(0.5, 5))
         proxy.accept()
 
     def kill_a_daemon(self, own: random.Random) -> None:
@@ -147,19 +158,19 @@ class Injector:
     def kill_the_broker(self, own: random.Random) -> None:
         """Kill the broker and start it again."""
         self._stage.node.kill()
-        time.sleep(own.uniform(0, 2))
+        self._wait(own.uniform(0, 2))
         self._stage.node.start()
 
     def freeze_the_broker(self, own: random.Random) -> None:
         """Freeze the broker's process for some seconds."""
         self._stage.node.signal(signal.SIGSTOP)
-        time.sleep(own.uniform(0.5, 6))
+        self._wait(own.uniform(0.5, 6))
         self._stage.node.signal(signal.SIGCONT)
 
     def alarm(self, own: random.Random) -> None:
         """Let the broker run out of memory, as it thinks, for some seconds."""
         self._stage.node.ctl("eval", ALARM)
-        time.sleep(own.uniform(0.5, 4))
+        self._wait(own.uniform(0.5, 4))
         self._stage.node.ctl("eval", NO_ALARM)
 
     def close_all_connections(self, _own: random.Random) -> None:
@@ -172,7 +183,7 @@ class Injector:
             publisher.may.clear()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and not (all(each.idle.is_set() for each in self._publishers) and self._quiet()):
-            time.sleep(0.1)
+            self._wait(0.1)
         queue = own.choice(USED) if time.monotonic() < deadline else None
         try:
             if queue is not None:
@@ -200,5 +211,5 @@ class Injector:
                 peer.close()
                 if there:
                     break
-            time.sleep(0.2)
+            self._wait(0.2)
         self._stage.settle()

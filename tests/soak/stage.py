@@ -98,7 +98,7 @@ class Actor:
         self._expected = True
         if self._daemon.process.poll() is None:
             self._daemon.signal(number)
-        code = self._daemon.wait(60)
+        code = self._daemon.wait(120)
         if number != signal.SIGKILL:
             self.codes.append(code)
             if code not in {0, 75}:
@@ -144,6 +144,8 @@ class Stage:
         self.directory = directory
         self.lock = threading.Lock()
         """Held by whoever starts or ends something."""
+        self.interrupted = threading.Event()
+        """Set when all is to end at once."""
         self.actors: list[Actor] = []
         other = os.environ.get("RPCD_TEST_RABBITMQ_ROOT")  # see tests/conftest.py
         place = pathlib.Path(other, "tmp") if other else directory
@@ -173,6 +175,7 @@ class Stage:
 
     def close(self) -> None:
         """End everything, whatever state it is in."""
-        for actor in self.actors:
-            actor.close()
-        self.node.stop()
+        with self.lock:
+            for actor in self.actors:
+                actor.close()
+            self.node.stop()

@@ -4,27 +4,34 @@ import platform
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import TypeAlias
 
 from account import Account
 from faults import Injector
 from stage import Actor, Stage
 
-SILENCE_SECONDS = 35.0
-"""How long a daemon may handle nothing once everything that it needs is there again."""
+Silence: TypeAlias = Mapping[str, tuple[int, float]]
+"""How many faults of a kind there were, and the longest recovery in seconds."""
 
 SHOWN = 10
 
-PASSED = "passed: nothing was lost"
+TIMES = 12
+"""How many samples of a daemon's memory are shown."""
 
 
 def page(
-    account: Account, silence: Mapping[str, tuple[int, float]], injector: Injector, stage: Stage, seed: int, seconds: float
+    account: Account,
+    silence: Silence,
+    injector: Injector,
+    stage: Stage,
+    title: str,
+    wrong: Sequence[str],
 ) -> str:
-    """Return the report as text."""
+    """Return the report as text; `wrong` is what `verdict` says."""
     twice, faults = sum(account.twice.values()), sum(count for count, _ in silence.values())
     lines = [
         f"rpcd {version('rpcd')}, RabbitMQ {stage.version}, Python {platform.python_version()}",
-        f"pika {version('pika')}, Twisted {version('twisted')}; seed {seed}, {seconds:.0f} s",
+        f"pika {version('pika')}, Twisted {version('twisted')}; {title}",
         "",
         f"messages confirmed   {account.confirmed:8}",
         *(f"  {place:18} {count:8}" for place, count in account.ended.most_common()),
@@ -42,24 +49,26 @@ def page(
         "",
         "daemon   lives  exit codes           resident MB: first, most, last   descriptors: first, most, last",
         *map(_daemon, stage.actors),
+        f"resident MB over time, in {TIMES} steps:",
+        *map(_memory, stage.actors),
         *_complaints(stage.actors),
         "",
-        *verdict(account, silence, stage.actors),
+        *([f"FAILED: {what}" for what in wrong] or ["passed: nothing was lost"]),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def verdict(account: Account, silence: Mapping[str, tuple[int, float]], actors: Sequence[Actor]) -> list[str]:
-    """Say what is wrong, one sentence each, or that all is well."""
+def verdict(account: Account, silence: Silence, actors: Sequence[Actor], patience: float) -> list[str]:
+    """Say what is wrong; `patience`: how many seconds a daemon may handle nothing once all that it needs is there."""
     longest = max((most for _, most in silence.values()), default=0.0)
     wrong = {
         "messages were lost": bool(account.lost),
         "messages ended in the wrong place": bool(account.elsewhere),
         "publications of handlers that succeeded are missing": bool(account.unheard),
-        f"a daemon was silent for {_seconds(longest)}": longest >= SILENCE_SECONDS,
+        f"a daemon was silent for {_seconds(longest)}": longest >= patience,
         "a daemon complained, or ended by itself": any(actor.complaints for actor in actors),
     }
-    return [f"FAILED: {what}" for what, holds in wrong.items() if holds] or [PASSED]
+    return [what for what, holds in wrong.items() if holds]
 
 
 def _seconds(most: float) -> str:
@@ -75,6 +84,11 @@ def _daemon(actor: Actor) -> str:
     held = [[getattr(sample, name) for sample in actor.samples] or [0] for name in ("megabytes", "descriptors")]
     shown = [f"{each[0]:6} {max(each):6} {each[-1]:6}" for each in held]
     return f"{actor.name:8} {actor.lives:5}  {codes:20} {shown[0]:32} {shown[1]}"
+
+
+def _memory(actor: Actor) -> str:
+    step = max(1, len(actor.samples) // TIMES)
+    return f"{actor.name:8} {' '.join(f'{each.megabytes:4}' for each in actor.samples[::step])}"
 
 
 def _complaints(actors: Sequence[Actor]) -> Iterator[str]:
