@@ -78,13 +78,14 @@ def theirs(headers: bytes) -> list[bytes]:
 
 
 def sorts(inputs: Inputs) -> bool:
-    """Tell whether the broker sorts headers by name and keeps the last of duplicates, as RabbitMQ does from 4.0 on."""
+    """Tell whether the broker sorts headers by name and keeps the first of duplicates, as RabbitMQ does from 4.0 on."""
     return int(inputs.peer.connection._impl.server_properties["version"].split(".")[0]) >= 4
 
 
 def kept(inputs: Inputs, raw: bytes) -> bytes:
     """The entries of a table as the broker hands them on."""
-    return b"".join(entry for _, entry in sorted(dict(split_headers(raw)).items())) if sorts(inputs) else raw
+    first = dict(reversed(list(split_headers(raw))))
+    return b"".join(entry for _, entry in sorted(first.items())) if sorts(inputs) else raw
 
 
 def brokers(content: Content) -> set[bytes]:
