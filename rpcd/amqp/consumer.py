@@ -8,12 +8,15 @@ import time
 import uuid
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.crew import Finished
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
+from rpcd.amqp.declare import STEP_SECONDS, carry_out
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.drain import drain
+from rpcd.amqp.intake import Intake
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
@@ -23,11 +26,12 @@ from rpcd.amqp.settlement import Settlement
 from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
-from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
+from rpcd.core.errors import RpcdError, TimeLimitPassed
 from rpcd.core.handler import all_async
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.stats import Stats
+from rpcd.core.suspects import Suspicion
 from rpcd.core.verdict import Halt
 from rpcd.core.wire import Properties
 
@@ -58,22 +62,23 @@ class Consumer:
         outcomes = OutcomePublisher(
             broker.reactor, publisher, plan.policy, plan.who, self.stats, plan.title, own_channel, self.connection.again
         )
+        suspicion = Suspicion(plan.delivery_limit)
         self.settlement = Settlement(
-            outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
+            outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window, suspicion.acquit
         )
+        self.intake = Intake(plan, self.settlement, self.workers, suspicion, self.stats, broker.reactor)
         self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
-        self._tag = ""
+        self._serving = False
         self._watch = repeating(self._look_for_overdue, broker.reactor)
 
     @property
     def consuming(self) -> bool:
         """Whether the broker delivers to this consumer, as far as can be known here."""
-        channel = self.settlement.channel
-        return channel is not None and self._tag in channel.consumer_tags
+        return self.intake.taking
 
     @property
     def wanted(self) -> bool:
@@ -97,7 +102,9 @@ class Consumer:
         if self.connection.trouble is not None:
             return None if self.draining else self.connection.trouble
         protocol = self.connection.protocol
-        return f"the broker blocks it: {protocol.blocked}" if protocol is not None and protocol.blocked is not None else None
+        if protocol is not None and protocol.blocked is not None:
+            return f"the broker blocks it: {protocol.blocked}"
+        return self.intake.why
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
@@ -128,30 +135,28 @@ class Consumer:
         queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
         await unless(ended, self._publisher.ready.wait())
         await unless(ended, self.workers.ready.wait())
-        channel = await bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel")
-        channel.when_closed(ended.fail)
-        channel.when_closed(self._on_channel_gone)
-        channel.when_returned(self._on_return)
         self._source = Source(self.name, queue, self._outlet, new_id)
         self.plan.policy.replies.never_to(queue)
-        await self._consume(channel, queue)
+        self._serving = False
+        await self.intake.serve(lambda: self._open(protocol), queue, self._on_delivery, self._on_serving)
+
+    def _open(self, protocol: AmqpProtocol) -> Deferred[Channel]:
+        def opened(channel: Channel) -> Channel:
+            channel.when_closed(self._on_channel_gone)
+            channel.when_returned(self._on_return)
+            return channel
+
+        return bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel").addCallback(opened)
+
+    def _on_serving(self) -> None:
+        if self._serving:
+            return
+        self._serving = True
         self.connection.serving()
         self.stats.connections += 1
         section = self.plan.section
         log.info("consuming, workers: %s, prefetch: %s", section.workers, section.window, extra=self._fields())
         self._overseer.consuming(self)
-        await ended.wait()
-
-    async def _consume(self, channel: Channel, queue: str) -> None:
-        section, self._tag = self.plan.section, self.plan.consumer_tag
-        qos = channel.call("basic_qos", prefetch_count=section.window)
-        await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch")
-        self.settlement.attach(channel)
-        started = channel.consume(queue, self._tag, self._on_delivery, section.exclusive, section.arguments)
-        try:
-            await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
-        except ChannelClosed as error:
-            raise consume_refusal(self.name, queue, error) from error
 
     def _on_blocked(self, reason: str | None) -> None:
         said = "goes on" if reason is None else f"blocks this connection, and with it replies and acks: {reason}"
@@ -165,7 +170,7 @@ class Consumer:
     def _on_channel_gone(self, reason: Exception) -> None:
         if self.draining and not self.settlement.ledger.closed:
             self.went_back += self.settlement.ledger.unsettled
-        unstarted = self.workers.take_back()
+        unstarted = [*self.intake.take_back(), *self.workers.take_back()]
         running = self.workers.running
         self.workers.flush()
         self.settlement.detach(reason, [job for job in running if not job.claimed], unstarted)
@@ -182,7 +187,7 @@ class Consumer:
         self.stats.received += 1
         message = delivered(self._source, body, properties, exchange, key, again, time.time())
         job = Job(message, self._route if self._choose is None else self._choose(message), ledger, tag)
-        if again and settlement.is_known(job):
+        if again and (settlement.is_known(job) or self.intake.keep(job)):
             return
         self.workers.submit(job)
 
@@ -217,11 +222,15 @@ class Consumer:
             return
         self.draining = True
         self.workers.hold()
+        for suspect in self.intake.take_back():
+            self.workers.submit(suspect)
         self.connection.last()
         try:
             if self.settlement.channel is not None:
                 lanes = self.plan.section.lock is not None
-                await drain(self.settlement.channel, self._tag, self.settlement, self.workers, self._reactor, lanes=lanes)
+                await drain(
+                    self.settlement.channel, self.intake.tag, self.settlement, self.workers, self._reactor, lanes=lanes
+                )
         except (RpcdError, WaitTooLong) as error:
             log.warning("the connection went away while draining: %s", error, extra=self._fields())
             self.connection.again("draining failed")

@@ -26,6 +26,8 @@ class Stats:
     """Replies whose caller had gone."""
     publish_failures: int = 0
     connections: int = 0
+    suspects: int = 0
+    """Messages that ran alone, because they had come back so often that they might end the process."""
 
     def count(self, outcome: Outcome) -> None:
         """Count one settled outcome by its verdict."""

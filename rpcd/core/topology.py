@@ -67,6 +67,15 @@ def ephemeral(settings: Settings, key: str) -> bool:
     return bool(queue.exclusive or queue.auto_delete or not name)
 
 
+def delivery_limit(settings: Settings, key: str) -> int | None:
+    """Return how often a message may come back to a quorum queue, -1 if nothing is said; None for queues of other types."""
+    arguments = _work_arguments(settings, key, settings.queues[key])
+    if arguments.get("x-queue-type") != "quorum":
+        return None
+    limit = arguments.get("x-delivery-limit")
+    return limit if isinstance(limit, int) else -1
+
+
 def plan_consumer(settings: Settings, consumer: str) -> list[Declaration]:
     """Return what one consumer needs: exchanges, archive and retry queues, the queue, its bindings, in that order."""
     section = settings.consumers[consumer]
