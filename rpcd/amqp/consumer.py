@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from rpcd.amqp.brake import Brake
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.crew import Finished
@@ -66,6 +67,15 @@ class Consumer:
         self.settlement = Settlement(
             outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window, suspicion.acquit
         )
+        self.brake = Brake(
+            plan.name,
+            self.workers,
+            plan.section.kill_switch.interval,
+            self.stats,
+            broker.reactor,
+            lambda: not self.paused and not self.draining,
+            overseer.changed,
+        )
         self.intake = Intake(plan, self.settlement, self.workers, suspicion, self.stats, broker.reactor)
         self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
@@ -87,12 +97,14 @@ class Consumer:
 
     @property
     def state(self) -> str:
-        """What it does: consuming, connecting, paused, draining or stopped."""
+        """What it does: consuming, connecting, paused, tripped, draining or stopped."""
         if self.draining:
             return "stopped" if self.drained.happened else "draining"
         if self.paused:
             return "paused"
-        return "consuming" if self.consuming and self.connection.trouble is None else "connecting"
+        if not self.consuming or self.connection.trouble is not None:
+            return "connecting"
+        return "tripped" if self.brake.tripped else "consuming"
 
     @property
     def why(self) -> str | None:
@@ -104,7 +116,7 @@ class Consumer:
         protocol = self.connection.protocol
         if protocol is not None and protocol.blocked is not None:
             return f"the broker blocks it: {protocol.blocked}"
-        return self.intake.why
+        return self.brake.why if self.brake.tripped and not self.paused and not self.draining else self.intake.why
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
@@ -114,11 +126,14 @@ class Consumer:
             log.warning("paused", extra=self._fields())
 
     def resume(self) -> None:
-        """Start messages again, unless a stop or a halt has begun."""
+        """Start messages again, whatever held them, unless a stop or a halt has begun."""
         if self.paused and not self.draining:
             self.paused = False
+            self.brake.reset()
             self.workers.resume()
             log.warning("resumed", extra=self._fields())
+        elif self.brake.tripped and not self.draining:
+            self.brake.reset()
 
     def start(self) -> None:
         """Start the workers and begin to connect."""
@@ -194,6 +209,8 @@ class Consumer:
     def _on_finished(self, jobs: list[Job]) -> None:
         try:
             self.settlement.finished(jobs)
+            if self.workers.switch.tripped or self.brake.tripped:
+                self.brake.look(jobs)
         except Exception:
             log.critical("a fault of rpcd while settling", exc_info=True, extra=self._fields())
             self.connection.again("messages could not be settled")  # the broker delivers them again
@@ -222,6 +239,7 @@ class Consumer:
             return
         self.draining = True
         self.workers.hold()
+        self.brake.stop()
         for suspect in self.intake.take_back():
             self.workers.submit(suspect)
         self.connection.last()
@@ -246,6 +264,7 @@ class Consumer:
         left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
         self.draining = True
         self.workers.hold()
+        self.brake.stop()
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
         return left
@@ -258,8 +277,10 @@ def _crew(
     count = plan.section.workers
     if all_async(route.target for route in plan.routes):
         tasks = Tasks(plan.routes, count, pool, reactor, finished)
+        tasks.switch.limit = plan.section.kill_switch.failures
         return tasks, LoopOutlet(reactor, publisher, tasks, plan.publish_timeout)
     workers = Workers(plan.routes, count, pool, reactor, finished)
+    workers.switch.limit = plan.section.kill_switch.failures
     return workers, ThreadOutlet(reactor, publisher, workers, plan.publish_timeout)
 
 

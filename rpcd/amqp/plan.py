@@ -74,3 +74,5 @@ class Overseer:
     """A handler of this consumer ordered a halt."""
     exhausted: Callable[[Any], None]
     """So many threads are written off that only a restart helps."""
+    changed: Callable[[], object] = lambda: None
+    """What a consumer would report has changed."""

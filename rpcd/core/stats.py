@@ -26,6 +26,8 @@ class Stats:
     """Replies whose caller had gone."""
     publish_failures: int = 0
     connections: int = 0
+    tripped: int = 0
+    """How often the kill switch was tripped: so many failures in a row that nothing more was started."""
     suspects: int = 0
     """Messages that ran alone, because they had come back so often that they might end the process."""
 

@@ -22,9 +22,7 @@ def came_back(count: Any, message_id: str | None = "m1", payload: bytes = b"{}")
     return Job(message, None, Ledger(), 1)  # type: ignore[arg-type]  # no handler runs here
 
 
-@pytest.mark.parametrize(
-    ("limit", "least"), [(20, 3), (6, 3), (3, 3), (2, 2), (1, 1), (-1, 3)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("limit", "least"), [(20, 3), (6, 3), (3, 3), (2, 2), (1, 1), (-1, 3)], ids=str)
 def test_it_is_a_suspect_at_three_returns_or_at_the_limit(limit: int, least: int) -> None:
     suspicion = Suspicion(limit)
     assert [count for count in range(least + 3) if suspicion.falls_on(came_back(count))] == [least, least + 1, least + 2]

@@ -91,7 +91,7 @@ def convicted(peer: Peer, ledger: Ledger, units: list[Unit], count: int) -> list
             each.output + each.daemon.output for each in units
         )
 
-    peer.until(done, 60, said)
+    peer.until(done, 100, said)
     for each in units:
         each.stop()
     return found
@@ -118,13 +118,12 @@ def alone(unit: Unit, guilty: str) -> list[int]:
 def test_fault_36_a_message_that_ends_the_process_is_convicted_alone(
     start: StartDaemon, peer: Peer, tmp_path: pathlib.Path, what: str, code: int, handler: str
 ) -> None:
-    config = CONFIG.format(limit=6, handler=handler)
-    declare(start, config)
+    unit = Unit(start, CONFIG.format(limit=6, handler=handler))
+    unit.daemon.ready()
     ledger = Ledger(peer, "work")
     ledger.publish(10)
     (guilty,) = ledger.publish(headers={"what": what})
     ledger.publish(20)
-    unit = Unit(start, config)
     check(peer, ledger, [unit], [guilty], tmp_path)
     assert unit.codes == [code] * 7, "it is given up when it comes back once more than the delivery limit says"
     assert alone(unit, guilty) == [3, 4, 5, 6]
@@ -149,20 +148,19 @@ def test_fault_36_at_the_default_limit_and_in_the_middle_of_its_career(
 
 
 def test_fault_36_two_of_them(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
-    config = CONFIG.format(limit=4, handler="work")
-    declare(start, config)
+    unit = Unit(start, CONFIG.format(limit=4, handler="work"))
+    unit.daemon.ready()
     ledger = Ledger(peer, "work")
     ledger.publish(5)
     guilty = ledger.publish(headers={"what": "exit"})
     ledger.publish(3)
     guilty += ledger.publish(headers={"what": "fault"})
     ledger.publish(22)
-    check(peer, ledger, [Unit(start, config)], guilty, tmp_path)
+    check(peer, ledger, [unit], guilty, tmp_path)
 
 
 def test_fault_36_two_daemons_on_one_queue(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
     config = CONFIG.format(limit=6, handler="work")
-    declare(start, config)
     ledger = Ledger(peer, "work")
     units = [Unit(start, config), Unit(start, config)]
     for each in units:
@@ -175,12 +173,11 @@ def test_fault_36_two_daemons_on_one_queue(start: StartDaemon, peer: Peer, tmp_p
 
 
 def test_fault_36_a_tiny_delivery_limit_convicts_nobody_else(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
-    config = CONFIG.format(limit=1, handler="work")
-    declare(start, config)
+    unit = Unit(start, CONFIG.format(limit=1, handler="work"))
+    unit.daemon.ready()
     ledger = Ledger(peer, "work")
     ledger.publish(3)
     (guilty,) = ledger.publish(headers={"what": "exit"})
     ledger.publish(27)
-    unit = Unit(start, config)
     check(peer, ledger, [unit], [guilty], tmp_path)
     assert len(unit.codes) == 2
