@@ -209,12 +209,14 @@ class Queue:
         exchange: str = "",
         key: Any = None,
         name: Any = None,
+        redelivered: bool = False,
         **named: Any,
     ) -> Letter:
         """Put in one message; `named` are its properties, `name` is what tests know it by."""
         letter = Letter(name, body, encoded(properties, **named), exchange, self.name if key is None else key)
         letter.place = next(self._names)
         letter.name = letter.place if name is None else name
+        letter.redelivered = redelivered
         self.ready.append(letter)
         self.dispatch()
         return letter
