@@ -16,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from rpcd.ops.ports import free_ports
+
 UP, DOWN = "up", "down"
 WAYS = (UP, DOWN)
 CHUNK = 65536
@@ -85,7 +87,7 @@ class Proxy:
     def __init__(self, target: int, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         """Listen at once; with a server context the near side speaks TLS, the far side stays plain."""
         self.target = target
-        self.port = port
+        self.port = port or free_ports(1)[0]  # none that a client may be given while we refuse
         self.tls = tls
         self.tamper: Tamper | None = None
         self.dribble = 0
