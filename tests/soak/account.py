@@ -1,6 +1,5 @@
 """What became of every message: the books of the client against those of the handlers."""
 
-import bisect
 import collections
 import itertools
 from collections.abc import Mapping, Sequence
@@ -95,16 +94,15 @@ def settle(books: Books, tails: Sequence[Tail], left: Mapping[str, int], faults:
 
 
 def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fault]) -> collections.Counter[str]:
-    """Name the cause of each run too many: the client's own, or the last fault that had begun by then."""
-    began = [fault.began for fault in faults]
+    """Name the cause of each run too many: the client's own, or the first fault that lay between it and the run before."""
     found: collections.Counter[str] = collections.Counter()
     for name, lines in runs.items():
         own = min(books.again[name], len(lines) - 1)
         if own:
             found["published again by the client, unconfirmed"] += own
-        for line in lines[1 + own :]:
-            index = bisect.bisect(began, line.at) - 1
-            found[f"after: {faults[index].kind}" if index >= 0 else "without any fault"] += 1
+        for before, line in list(itertools.pairwise(lines))[own:]:
+            between = (fault.kind for fault in faults if fault.healed >= before.at and fault.began <= line.at)
+            found[next(between, "without any fault")] += 1
     return found
 
 
