@@ -102,7 +102,7 @@ def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fa
             found["published again by the client, unconfirmed"] += own
         for before, line in list(itertools.pairwise(lines))[own:]:
             between = (fault.kind for fault in faults if fault.healed >= before.at and fault.began <= line.at)
-            found[next(between, "without any fault")] += 1
+            found[next(between, "no fault lay between")] += 1
     return found
 
 
