@@ -16,9 +16,9 @@ comes; and the tasks that it starts have the context of the consumer, not that o
 **Time limit.** A job that is overdue is written off by the reactor, which settles it, and its task is cancelled. Another
 takes its place; its lane stays held until it has ended. It is lost if it has not ended `CANCEL_SECONDS` later.
 
-**A blocked loop.** A handler that blocks the loop stops all others, which can't help it: as long as the loop does not
-answer, no job but the one that is being executed can be overdue, and the time does not count for them. When the loop has
-not answered for longer than the time limit, that job is written off and the consumer is `stuck`: a new process must help.
+**A blocked loop.** A handler that blocks the loop stops all others: until the loop answers, no job but the one that is being
+executed can be overdue, and the time does not count for them. When it has not answered for longer than the time limit, that
+job is written off and the consumer is `stuck`: a new process must help.
 
 **Instances.** An unexpected exception of an instance with `shutdown` puts a fresh one in its place at once. Tasks that
 use the old one go on with it; when the last of them has ended and the message is settled, the old one is shut down.

@@ -145,13 +145,9 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
 
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
-    try:
-        if rights:
-            show_permissions(planning(asked.config, environment_of(asked), asked.virtual_host), as_json)
-            return
-        plan = planned(asked.config, environment_of(asked), asked.virtual_host)
-    except SettingsError as error:
-        _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
+    plan = _wanted(asked, rights, as_json)
+    if plan is None:
+        return
     if dry_run:
         _print([Step(item, _intended(item)) for item in plan], as_json)
         return
@@ -172,6 +168,17 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
     if signals and any(step.result == "skipped: interrupted" for step in steps):
         end(SIGNALS[signal.Signals(signals[0])], 128 + signals[0])
     sys.exit(max((step.code for step in steps), default=0))
+
+
+def _wanted(asked: Asked, rights: bool, as_json: bool) -> list[Declaration] | None:
+    """Read the config; None if all that was wanted is shown."""
+    try:
+        if not rights:
+            return planned(asked.config, environment_of(asked), asked.virtual_host)
+        show_permissions(planning(asked.config, environment_of(asked), asked.virtual_host), as_json)
+    except SettingsError as error:
+        _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
+    return None
 
 
 def planned(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> list[Declaration]:

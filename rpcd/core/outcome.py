@@ -14,23 +14,12 @@ from rpcd.core import errors
 from rpcd.core.copies import printable, retriable
 from rpcd.core.errors import ExitCode
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.reply import UNEXPECTED, Replies
-from rpcd.core.retry import Steps
+from rpcd.core.policy import Policy
+from rpcd.core.reply import UNEXPECTED
 from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict, trace
 
 REQUEUE_PAUSE = 1000
 """Milliseconds that a failed message is held before `on_error = "requeue"` gives it back, so that nothing spins."""
-
-
-@attrs.frozen
-class Policy:
-    """What a consumer decides by: its `on_error`, its retry steps, its replies."""
-
-    replies: Replies
-    on_error: str = "auto"
-    steps: Steps = attrs.field(factory=lambda: Steps((0.2, 1.0, 60.0, 1800.0), 5))
-    longest: float | None = None
-    """The longest delay in seconds when retries are kept in the process, because their queue dies with its connection."""
 
 
 def success(value: Any, message: Message[Any], policy: Policy) -> Outcome:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from rpcd.ops.installed import server_scripts
 from rpcd.ops.ports import answers, free_ports, listens
 
 START_SECONDS = 90.0
@@ -25,14 +26,6 @@ _TRIES = 5
 
 _TAKEN = ("eaddrinuse", "dist_port_already_used", "nodistribution")
 """What the broker says if somebody else has its port, that of its distribution, or its epmd's."""
-
-_PLACES = (
-    "/usr/lib/rabbitmq/bin",
-    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
-    "/usr/local/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
-    "/opt/rabbitmq/sbin",
-    "/opt/homebrew/opt/rabbitmq/sbin",
-)
 
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -49,21 +42,6 @@ class NodeError(RuntimeError):
 
 class _PortTakenError(NodeError):
     """Somebody else uses one of the node's ports."""
-
-
-def server_scripts(root: Path = Path("/")) -> Path | None:
-    """Find the directory of RabbitMQ's own scripts below `root`, or None when RabbitMQ is not installed there.
-
-    The wrappers in `sbin` insist on root or the user rabbitmq, so they are followed to what they wrap.
-    """
-    found = shutil.which("rabbitmq-server")
-    places = [match for pattern in _PLACES for match in sorted(root.glob(pattern.lstrip("/")), reverse=True)]
-    if found and root == Path("/"):
-        places.append(Path(found).resolve().parent)
-    for place in places:
-        if (place / "rabbitmq-server").exists() and (place / "rabbitmq-env").exists():
-            return place
-    return None
 
 
 def alive(pid: int) -> bool:
