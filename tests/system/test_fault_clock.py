@@ -122,3 +122,18 @@ def test_fault_50_nothing_ends_early_when_the_clock_jumps_ahead(start: StartDaem
     assert daemon.wait() == 75
     assert "took longer" not in daemon.output
     assert ledger.check()["queue"] == {"id0": 1}
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_fault_50_what_senders_say_of_the_time_costs_no_message(
+    start: StartDaemon, peer: Peer, clock: WallClock, jump: int
+) -> None:
+    daemon = start(CONFIG.format(drain=20, limit=600), HANDLER, **clock.environment)
+    clock.set(jump)
+    ledger = Ledger(peer, "work", ("300",))
+    for timestamp in (0, 1, int(time.time()) - HOUR, int(time.time()), int(time.time()) + HOUR, 2**63 - 1):
+        ledger.publish(timestamp=timestamp, expiration="60000")
+        ledger.publish(timestamp=timestamp, body=b'"retry"')
+    ledger.replies(12)
+    assert daemon.stop() == 0
+    ledger.check()
