@@ -71,7 +71,7 @@ class Daemon(Service):
         overseer = Overseer(self._refused, self._consuming, self._halted, self._exhausted)
         self.consumers = [Consumer(plan, self.broker, self.publisher, self.pool, overseer) for plan in plans]
         safe_url = self.broker.address.safe_url
-        self.doors = Doors(settings, self.consumers, safe_url, reactor, systemd or Systemd({}), origin)
+        self.doors = Doors(settings, self.consumers, self.publisher, safe_url, reactor, systemd or Systemd({}), origin)
         self.reloading = Reloading(self.doors, origin, reactor, self._start_anew, self._why_it_ends)
         self._reactor = reactor
         self._pidfile = pidfile

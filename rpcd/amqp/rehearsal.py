@@ -5,12 +5,21 @@ exist is made, and removed again unless somebody uses it by then. Bindings are t
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 
-from rpcd.amqp.declare import ask, carry_out, close, open_channel, probe_default_exchange
+from rpcd.amqp.declare import (
+    STEP_SECONDS,
+    ask,
+    carry_out,
+    close,
+    consume_refusal,
+    open_channel,
+    probe_default_exchange,
+)
 from rpcd.amqp.port import AmqpProtocol
+from rpcd.amqp.waiting import bounded
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ObjectMissing, ReplyCode
 from rpcd.core.topology import Bind, Declaration, DeclareExchange, DeclareQueue
 
@@ -35,10 +44,13 @@ class Rehearsal:
         self._locked: set[str] = set()
         self._fleeting: set[str] = set()
 
-    async def run(self, protocol: AmqpProtocol, plan: Iterable[Declaration], replies: bool) -> list[Finding]:
-        """Try a plan; `replies` tells whether the default exchange is needed for replies as well."""
+    async def run(
+        self, protocol: AmqpProtocol, plan: Iterable[Declaration], consumed: Mapping[str, str], replies: bool
+    ) -> list[Finding]:
+        """Try a plan; `consumed` has the queue of each consumer, `replies` tells whether any of them answers."""
         self._protocol = protocol
         findings: list[Finding] = [await self._one(item) for item in plan]
+        findings += [await self._read(*each) for each in consumed.items() if each[1] and each[1] not in self._missing]
         purpose = "send replies and publish copies" if replies else "publish copies"
         return [*findings, await self._probe(purpose)]
 
@@ -118,6 +130,22 @@ class Rehearsal:
             return Finding("broker", f"permission to {purpose}", "refused", error)
         return Finding("broker", f"permission to {purpose}", "allowed")
 
+    async def _read(self, consumer: str, queue: str) -> Finding:
+        """Try the permission to consume, by arguments that the broker refuses as soon as it has looked at permissions."""
+        path, what = f"consumers.{consumer}", f"permission to consume from queue {queue!r}"
+        if self._protocol.is_lost:
+            return Finding(path, what, "not tried: the broker has closed the connection")
+        channel = await open_channel(self._protocol)
+        trying = channel.consume(queue, "", _nothing, exclusive=False, arguments={"x-priority": "rpcd.check"})
+        try:
+            await bounded(trying, STEP_SECONDS, channel.clock, "the broker's answer to basic.consume")
+        except ChannelClosed as error:
+            if error.code != ReplyCode.ACCESS_REFUSED:
+                return Finding(path, what, "allowed")
+            return Finding(path, what, "refused", consume_refusal(consumer, queue, error))
+        await close(channel)
+        return Finding(path, what, "allowed")
+
     async def _remove(self, item: DeclareExchange | DeclareQueue) -> bool:
         channel = await open_channel(self._protocol)
         try:
@@ -133,6 +161,10 @@ class Rehearsal:
         except ChannelClosed:
             return False
         return True
+
+
+def _nothing(*_delivery: object) -> None:
+    """Take no notice of a delivery: the broker has it back when the channel closes."""
 
 
 def shown(item: Declaration) -> str:

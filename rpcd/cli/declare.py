@@ -14,6 +14,7 @@ from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.rehearsal import shown
 from rpcd.amqp.waiting import Once, WaitTooLong, unless
 from rpcd.cli.broker import SIGNALS, UNAVAILABLE, Asked, Connect, broker_options, choose, environment_of, talk
+from rpcd.cli.permissions import show_permissions
 from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble, read
 from rpcd.core.errors import BrokerRefused, ConnectionLost, ExitCode, ObjectMissing, Problem, SettingsError
@@ -126,9 +127,10 @@ def _missing(item: Declaration, error: ObjectMissing) -> str:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be declared, without a broker.")
+@click.option("--permissions", "rights", is_flag=True, help="Show the least that the daemon's user needs, without a broker.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @broker_options
-def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
+def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
     """Make the exchanges, queues and bindings of a config.
 
     Retry and archive queues are included. This is for an administrator: daemons with `declare = false` in [service] may then
@@ -144,6 +146,9 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
     try:
+        if rights:
+            show_permissions(planning(asked.config, environment_of(asked), asked.virtual_host), as_json)
+            return
         plan = planned(asked.config, environment_of(asked), asked.virtual_host)
     except SettingsError as error:
         _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
@@ -171,6 +176,12 @@ def declare(dry_run: bool, as_json: bool, asked: Asked) -> None:
 
 def planned(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> list[Declaration]:
     """Return all that a config declares, whatever it says about `declare`; raise SettingsError with every problem."""
+    settings = planning(config, environment, virtual_host)
+    return declarations(attrs.evolve(settings, service=attrs.evolve(settings.service, declare=True)))
+
+
+def planning(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> Settings:
+    """Read a config, and what its modules and namespaces add to it; raise SettingsError with every problem."""
     if config is None:
         raise SettingsError([Problem("--config", "no config file", f"give --config FILE, or set {CONFIG}")])
     settings, problems = read(config, environment, virtual_host)
@@ -178,7 +189,7 @@ def planned(config: str | None, environment: dict[str, str], virtual_host: str |
         raise SettingsError([Problem(f"{config}: {each.path}", each.what, each.remedy) for each in problems])
     if settings.service.modules or any(each.namespace for each in settings.consumers.values()):
         settings, _plans = assemble(config, environment, virtual_host)  # only imports tell what these need
-    return declarations(attrs.evolve(settings, service=attrs.evolve(settings.service, declare=True)))
+    return settings
 
 
 def declarations(settings: Settings) -> list[Declaration]:

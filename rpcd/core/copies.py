@@ -50,7 +50,7 @@ def archive_queue(queue: str) -> str:
 def retriable(message: Message[Any]) -> bool:
     """Tell whether a copy can carry the message on unchanged: its headers can be read and fit into one frame."""
     headers = message.properties.headers
-    return not isinstance(headers, Headers) or (headers.fault is None and len(headers.raw) <= MAX_HEADERS)
+    return not isinstance(headers, Headers) or (headers.fault is None and _fits(_theirs(headers)))
 
 
 def retry_copy(message: Message[Any], queue: str, step: int, count: int, nacks: int, token: str) -> Outgoing:
@@ -114,12 +114,19 @@ def _copy(message: Message[Any], queue: str, own: dict[str, Any], token: str) ->
 
 def _kept(headers: Headers) -> list[bytes]:
     """Return the header entries that go on; what can't be read or is too big is wrapped or left, and said so."""
-    if len(headers.raw) > MAX_HEADERS:
-        return [header("x-rpcd-headers-dropped", len(headers.raw))]
-    if headers.fault is not None:
-        return [header("x-rpcd-headers", headers.raw)]  # as one byte array: whoever reads the archive can't choke on it
+    unread = headers.fault is not None  # then as one byte array: whoever reads the archive can't choke on it
+    kept = [header("x-rpcd-headers", headers.raw)] if unread else _theirs(headers)
+    return kept if _fits(kept) else [header("x-rpcd-headers-dropped", sum(map(len, kept)))]
+
+
+def _theirs(headers: Headers) -> list[bytes]:
+    """Return the application's entries: not the broker's, and not those of an earlier copy."""
     return [
         entry
         for name, entry in split_headers(headers.raw)
         if name not in _DROPPED and not name.startswith(_DROPPED_FAMILIES)
     ]
+
+
+def _fits(entries: list[bytes]) -> bool:
+    return sum(map(len, entries)) <= MAX_HEADERS

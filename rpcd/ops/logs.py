@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import logging
 import logging.config
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +108,7 @@ class TextFormatter(logging.Formatter):
         )
         line = f"{_time(record)} {record.levelname} {record.name}: {_escape(record.getMessage())}{fields}"
         trace = _trace(self, record)
-        return "\n  | ".join((line, *trace.splitlines())) if trace else line
+        return "\n  | ".join((line, *map(_escape, trace.splitlines()))) if trace else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -123,7 +124,20 @@ class JsonFormatter(logging.Formatter):
         }
         trace = _trace(self, record)
         found = {**line, **_fields(record), **({"traceback": trace} if trace else {})}
-        return msgspec.json.encode({name: _encodable(value) for name, value in found.items()}).decode()
+        encoded = msgspec.json.encode({name: _encodable(value) for name, value in found.items()}).decode()
+        return encoded if encoded.isprintable() else _UNPRINTABLE.sub(_as_json, encoded)
+
+
+_UNPRINTABLE = re.compile("[^ -~]")
+
+
+def _as_json(found: re.Match[str]) -> str:
+    """Write a character that can't be printed as JSON's own escape: what a terminal obeys is not only below U+0020."""
+    char = found[0]
+    if char.isprintable():
+        return char
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def _encodable(value: Any) -> Any:

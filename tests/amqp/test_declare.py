@@ -259,7 +259,7 @@ def test_a_probe_that_is_never_confirmed_has_an_end(
 @pytest.fixture
 def rehearsed(protocol: AmqpProtocol, reactor: Reactor, results: Results) -> Callable[..., list[Finding]]:
     def rehearse(rehearsal: Rehearsal, *plan: Declaration) -> list[Finding]:
-        ends = results(Deferred.fromCoroutine(rehearsal.run(protocol, plan, True)))
+        ends = results(Deferred.fromCoroutine(rehearsal.run(protocol, plan, {}, True)))
         reactor.run()
         (end,) = ends
         assert isinstance(end, list), end

@@ -233,6 +233,14 @@ def test_everything_else_is_retried() -> None:
     assert retriable(message(header("k", "x" * (MAX_HEADERS - 7)))) is True
 
 
+def test_only_what_a_copy_keeps_is_measured() -> None:
+    kept = header("k", "x" * (MAX_HEADERS - 7))
+    came = message(header("x-death", "y" * 5000) + kept + header("x-rpcd-reason", "z" * 1000))
+    assert retriable(came) is True
+    assert raw_of(to_retry(came)).startswith(kept)
+    assert raw_of(to_archive(came)).startswith(kept)
+
+
 def test_headers_that_are_too_big_are_left_out_of_the_archive_and_it_says_so() -> None:
     raw = header("k", "x" * MAX_HEADERS)
     found = headers_of(to_archive(message(raw)))

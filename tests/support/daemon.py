@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from privilege import least
+
 TWISTD = pathlib.Path(sys.executable).parent / "twistd"
 RPCD = pathlib.Path(sys.executable).parent / "rpcd"
 
-SECONDS = 30.0
+SECONDS = 90.0
 """How long a test waits for a line or an end."""
 
 
@@ -34,6 +36,7 @@ class Daemon:
         self.lines: list[str] = []
         self._changed = threading.Condition()
         env = {**os.environ, "PYTHONWARNINGS": "default", **environment}
+        url = least(config, url, env)
         if url is not None:
             env["RABBITMQ_URL"] = url
         self.process = subprocess.Popen(

@@ -155,7 +155,9 @@ def test_the_archive_names_the_handler_that_gave_up(daemon: Daemon, peer: Peer) 
 
 
 @pytest.mark.parametrize("exchange", ["other", ""])
-def test_a_message_from_any_other_exchange_is_answered_and_archived(daemon: Daemon, peer: Peer, exchange: str) -> None:
+def test_input_21_a_message_from_any_other_exchange_is_answered_and_archived(
+    daemon: Daemon, peer: Peer, exchange: str
+) -> None:
     if exchange:
         peer.channel.exchange_declare(exchange, "fanout")
         peer.channel.queue_bind("node1", exchange, "")
