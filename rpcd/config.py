@@ -26,7 +26,7 @@ from rpcd.core.registration import PLACE, Registered, clashes, placed, registere
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
 from rpcd.core.settings import Settings
-from rpcd.core.topology import Bind, Declaration, ephemeral, plan_consumer
+from rpcd.core.topology import Bind, Declaration, delivery_limit, ephemeral, plan_consumer
 from rpcd.files import parse
 from rpcd.importing import check_start, checked_target, imported
 from rpcd.namespaces import bound, find
@@ -217,6 +217,7 @@ def plan(settings: Settings, name: str, handlers: Handlers) -> Plan:
         settings.service.publish_timeout,
         tuple(by_name),
         _choice(dict(zip(by_name, routes, strict=True))) if by_name else None,
+        delivery_limit=delivery_limit(settings, section.queue),
     )
 
 

@@ -68,7 +68,7 @@ class Daemon(Service):
         self.publisher = Publisher(
             self.broker, plan_rest(settings), service.confirm_timeout, service.publish_timeout, self._refused, title
         )
-        overseer = Overseer(self._refused, self._consuming, self._halted, self._exhausted)
+        overseer = Overseer(self._refused, self._consuming, self._halted, self._exhausted, self._changed)
         self.consumers = [Consumer(plan, self.broker, self.publisher, self.pool, overseer) for plan in plans]
         safe_url = self.broker.address.safe_url
         self.doors = Doors(settings, self.consumers, self.publisher, safe_url, reactor, systemd or Systemd({}), origin)
@@ -136,6 +136,11 @@ class Daemon(Service):
         elif not self._stopping:
             log.info("ready, consuming: %s", ", ".join(each.name for each in wanted))
             self.doors.ready()
+
+    def _changed(self) -> None:
+        """Say how it goes, once that was said before."""
+        if self.doors.phase.told_ready:
+            self.doors.tell()
 
     def _mistake(self, text: str, code: int, *, trace: bool = False) -> None:
         """End the process over something that a person has to mend."""

@@ -8,12 +8,13 @@ every pending call fails with that reason and everyone who asked is told, once.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 
 from rpcd.amqp.reader import OnDelivery, Reader
+from rpcd.amqp.waiting import Once
 from rpcd.core.errors import ConsumerCancelled
 from rpcd.core.message import Outgoing
-from rpcd.core.wire import Properties, ack_frame, nack_frame, publish_frames
+from rpcd.core.wire import Properties, ack_frame, get_frame, nack_frame, publish_frames
 
 _HEADER_OVERHEAD = 20
 """Bytes of a content header frame that are not its property list."""
@@ -50,6 +51,7 @@ class Channel:
         self._translate = translate
         self._reader = reader
         self._calls: set[Deferred[Any]] = set()
+        self._cancels: dict[str, Once] = {}
         self._ended: list[Ended] = []
         inner.add_on_close_callback(self._on_close)
 
@@ -106,6 +108,41 @@ class Channel:
             consumer_tag=tag,
             arguments=dict(arguments),
         )
+
+    def cancel(self, tag: str) -> Deferred[None]:
+        """Cancel a consumer; fires when the broker delivers nothing more to it, at once if there is no such consumer."""
+        if tag in self._cancels:
+            return self._cancels[tag].wait()
+        if tag not in self.consumer_tags:
+            return succeed(None)
+        cancelled = self._cancels[tag] = Once()
+        self.call("basic_cancel", consumer_tag=tag).addCallbacks(
+            lambda _method: cancelled.fire(), lambda failure: cancelled.fail(failure.value)
+        )
+        return cancelled.wait()
+
+    def get(self, queue: str, on_delivery: OnDelivery) -> Deferred[bool]:
+        """Take one message (`basic.get`); fires when `on_delivery` was told of it, or with False if the queue is empty.
+
+        Only while nothing is consumed on this channel, and one at a time. A late answer is delivered all the same.
+        """
+        if self.reason is not None:
+            return fail(self.reason)
+        answer: Deferred[bool] = Deferred()
+        self._calls.add(answer)
+
+        def answered(found: bool) -> None:
+            self._calls.discard(answer)
+            if not answer.called:
+                answer.callback(found)
+
+        def delivered(*delivery: Any) -> None:
+            on_delivery(*delivery)
+            answered(True)
+
+        self._reader.deliver_to(self.number, delivered, lambda: answered(False))
+        self._write(get_frame(self.number, queue))
+        return answer
 
     def confirm(self, on_confirm: OnConfirm, on_return: OnReturn) -> Deferred[Any]:
         """Switch publisher confirms on; publish only when this has fired, else the counts of both sides differ."""

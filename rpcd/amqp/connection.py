@@ -50,6 +50,8 @@ class Connection:
         self.name = name
         self.title = title
         self.protocol: AmqpProtocol | None = None
+        self.broker_version: tuple[int, ...] = ()
+        """Of the broker that it was connected to last; empty if that is not known."""
         self.served = False
         self.trouble: str | None = "not connected yet"
         self._broker = broker
@@ -92,7 +94,8 @@ class Connection:
     def serving(self) -> None:
         """Be told that the connection does again what it is for."""
         if self.protocol is not None:
-            version = ".".join(map(str, self.protocol.broker_version)) or "of unknown version"
+            self.broker_version = self.protocol.broker_version
+            version = ".".join(map(str, self.broker_version)) or "of unknown version"
             log.info("connected to %s, RabbitMQ %s", self.protocol.where, version, extra={"connection": self.name})
         self.served = True
         self._failures = 0

@@ -8,13 +8,18 @@ import time
 import uuid
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
+from rpcd.amqp.brake import Brake
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.crew import Finished
-from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
+from rpcd.amqp.declare import STEP_SECONDS, carry_out
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.drain import drain
 from rpcd.amqp.ends import tell_end
+from rpcd.amqp.hindrance import Hindrance
+from rpcd.amqp.intake import Intake
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
@@ -24,12 +29,12 @@ from rpcd.amqp.settlement import Settlement
 from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
-from rpcd.core.copies import archive_queue, retry_queue
 from rpcd.core.errors import ChannelClosed, ConsumerCancelled, RpcdError, TimeLimitPassed
 from rpcd.core.handler import all_async
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
 from rpcd.core.stats import Durations, Stats
+from rpcd.core.suspects import Suspicion
 from rpcd.core.verdict import Halt
 from rpcd.core.wire import Properties
 
@@ -56,29 +61,32 @@ class Consumer:
         self.went_back = 0
         """How many messages the broker got back because the connection was lost while draining."""
         self.workers, self._outlet = _crew(plan, pool, broker.reactor, publisher, self._on_finished)
+        self.workers.switch.limit = plan.section.kill_switch.failures
         self.connection = Connection(plan.name, plan.connection_name, broker, self._serve, overseer.refused)
+        self.hindrance = Hindrance(plan, self.connection, publisher)
         own_channel = not plan.section.reply_confirm
         outcomes = OutcomePublisher(
             broker.reactor, publisher, plan.policy, plan.who, self.stats, plan.title, own_channel, self.connection.again
         )
+        suspicion = Suspicion(plan.delivery_limit)
         self.settlement = Settlement(
-            outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window
+            outcomes, self.stats, self.workers.submit, self._on_halt, broker.reactor, plan.section.window, suspicion.acquit
         )
+        interval = plan.section.kill_switch.interval
+        self.brake = Brake(plan.name, self.workers, interval, self.stats, broker.reactor, self._may_start, overseer.changed)
+        self.intake = Intake(plan, self.settlement, self.workers, suspicion, self.stats, broker.reactor)
         self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
-        steps = plan.section.steps.milliseconds
-        self._copies = [archive_queue(plan.title), *(retry_queue(plan.title, step) for step in steps)]
         self._overseer = overseer
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
-        self._tag = ""
+        self._serving = False
         self._watch = repeating(self._look_for_overdue, broker.reactor)
 
     @property
     def consuming(self) -> bool:
         """Whether the broker delivers to this consumer, as far as can be known here."""
-        channel = self.settlement.channel
-        return channel is not None and self._tag in channel.consumer_tags
+        return self.intake.taking
 
     @property
     def wanted(self) -> bool:
@@ -87,12 +95,14 @@ class Consumer:
 
     @property
     def state(self) -> str:
-        """What it does: consuming, connecting, paused, draining or stopped."""
+        """What it does: consuming, connecting, paused, tripped, draining or stopped."""
         if self.draining:
             return "stopped" if self.drained.happened else "draining"
         if self.paused:
             return "paused"
-        return "consuming" if self.consuming and self.connection.trouble is None else "connecting"
+        if not self.consuming or self.connection.trouble is not None:
+            return "connecting"
+        return "tripped" if self.brake.tripped else "consuming"
 
     @property
     def why(self) -> str | None:
@@ -101,26 +111,14 @@ class Consumer:
             return f"halted: {self.halted}"
         if self.connection.trouble is not None:
             return None if self.draining else self.connection.trouble
-        if self.blocked is not None:
-            return f"the broker blocks it: {self.blocked}"
-        full = ", ".join(self.full)
-        return f"the broker refuses copies to {full}; it is full, or a policy limits it" if full else None
-
-    @property
-    def blocked(self) -> str | None:
-        """Why the broker has blocked this connection (an alarm); None if it has not."""
-        protocol = self.connection.protocol
-        return protocol.blocked if protocol is not None else None
-
-    @property
-    def full(self) -> list[str]:
-        """The retry and archive queues of its own that took no copy when they were last tried."""
-        return [queue for queue in self._copies if self._publisher.copies.refuses(queue)]
+        if self.brake.tripped and not self.paused and not self.draining:
+            return self.brake.why
+        return self.intake.why or self.hindrance.why
 
     @property
     def ready(self) -> bool:
         """Whether it consumes, or is paused, and what it gives up can be kept."""
-        return self.state in ("consuming", "paused") and not self.full
+        return self.state in ("consuming", "paused") and not self.hindrance.full
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
@@ -130,11 +128,17 @@ class Consumer:
             log.warning("paused", extra=self._fields())
 
     def resume(self) -> None:
-        """Start messages again, unless a stop or a halt has begun."""
+        """Start messages again, whatever held them, unless a stop or a halt has begun."""
         if self.paused and not self.draining:
             self.paused = False
+            self.brake.reset()
             self.workers.resume()
             log.warning("resumed", extra=self._fields())
+        elif self.brake.tripped and not self.draining:
+            self.brake.reset()
+
+    def _may_start(self) -> bool:
+        return not self.paused and not self.draining
 
     def start(self) -> None:
         """Start the workers and begin to connect."""
@@ -151,32 +155,28 @@ class Consumer:
         queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
         await unless(ended, self._publisher.ready.wait())
         await unless(ended, self.workers.ready.wait())
-        channel = await bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel")
-        channel.when_closed(ended.fail)
-        channel.when_closed(self._on_channel_gone)
-        channel.when_returned(self._on_return)
         self._source = Source(self.name, queue, self._outlet, new_id)
         self.plan.policy.replies.never_to(queue)
-        await self._consume(channel, queue)
+        self._serving = False
+        await self.intake.serve(lambda: self._open(protocol), queue, self._on_delivery, self._on_serving)
+
+    def _open(self, protocol: AmqpProtocol) -> Deferred[Channel]:
+        def opened(channel: Channel) -> Channel:
+            channel.when_closed(self._on_channel_gone)
+            channel.when_returned(self._on_return)
+            return channel
+
+        return bounded(protocol.open_channel(), STEP_SECONDS, self._reactor, "opening a channel").addCallback(opened)
+
+    def _on_serving(self) -> None:
+        if self._serving:
+            return
+        self._serving = True
         self.connection.serving()
         self.stats.connections += 1
         section = self.plan.section
         log.info("consuming, workers: %s, prefetch: %s", section.workers, section.window, extra=self._fields())
         self._overseer.consuming(self)
-        version = protocol.broker_version
-        channel.when_closed(lambda reason: tell_end(reason, self.workers.running, version, time.time(), self._fields()))
-        await ended.wait()
-
-    async def _consume(self, channel: Channel, queue: str) -> None:
-        section, self._tag = self.plan.section, self.plan.consumer_tag
-        qos = channel.call("basic_qos", prefetch_count=section.window)
-        await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch")
-        self.settlement.attach(channel)
-        started = channel.consume(queue, self._tag, self._on_delivery, section.exclusive, section.arguments)
-        try:
-            await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
-        except ChannelClosed as error:
-            raise consume_refusal(self.name, queue, error) from error
 
     def _on_blocked(self, reason: str | None) -> None:
         said = "goes on" if reason is None else f"blocks this connection, and with it replies and acks: {reason}"
@@ -188,12 +188,14 @@ class Consumer:
         log.info("a reply came back, its caller has gone: %s %s, key %s", code, text, routing_key, extra=extra)
 
     def _on_channel_gone(self, reason: Exception) -> None:
+        if self._serving:
+            tell_end(reason, self.workers.running, self.connection.broker_version, time.time(), self._fields())
         if isinstance(reason, ChannelClosed):
             self.stats.channel_error(reason.code, reason.text)
         self.stats.cancelled += isinstance(reason, ConsumerCancelled)
         if self.draining and not self.settlement.ledger.closed:
             self.went_back += self.settlement.ledger.unsettled
-        unstarted = self.workers.take_back()
+        unstarted = [*self.intake.take_back(), *self.workers.take_back()]
         running = self.workers.running
         self.workers.flush()
         self.settlement.detach(reason, [job for job in running if not job.claimed], unstarted)
@@ -210,7 +212,7 @@ class Consumer:
         self.stats.received += 1
         message = delivered(self._source, body, properties, exchange, key, again, time.time())
         job = Job(message, self._route if self._choose is None else self._choose(message), ledger, tag)
-        if again and settlement.is_known(job):
+        if again and (settlement.is_known(job) or self.intake.keep(job)):
             return
         self.workers.submit(job)
 
@@ -218,6 +220,8 @@ class Consumer:
         try:
             self.settlement.finished(jobs)
             self.durations.add(jobs)
+            if self.workers.switch.tripped or self.brake.tripped:
+                self.brake.look(jobs)
         except Exception:
             log.critical("a fault of rpcd while settling", exc_info=True, extra=self._fields())
             self.connection.again("messages could not be settled")  # the broker delivers them again
@@ -246,11 +250,15 @@ class Consumer:
             return
         self.draining = True
         self.workers.hold()
+        self.brake.stop()
+        for suspect in self.intake.take_back():
+            self.workers.submit(suspect)
         self.connection.last()
         try:
             if self.settlement.channel is not None:
                 lanes = self.plan.section.lock is not None
-                await drain(self.settlement.channel, self._tag, self.settlement, self.workers, self._reactor, lanes=lanes)
+                channel, tag = self.settlement.channel, self.intake.tag
+                await drain(channel, tag, self.settlement, self.workers, self._reactor, lanes=lanes)
         except (RpcdError, WaitTooLong) as error:
             log.warning("the connection went away while draining: %s", error, extra=self._fields())
             self.connection.again("draining failed")
@@ -266,6 +274,7 @@ class Consumer:
         left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
         self.draining = True
         self.workers.hold()
+        self.brake.stop()
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
         return left

@@ -1,5 +1,6 @@
 """What runs the jobs of one consumer, seen from the reactor: the half that threads and tasks have in common."""
 
+import abc
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 from twisted.python.threadpool import ThreadPool
 
 from rpcd.amqp.waiting import Once
+from rpcd.core.kill_switch import KillSwitch
 from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job
 from rpcd.core.routes import Route
@@ -16,7 +18,7 @@ from rpcd.core.verdict import Outcome, Verdict
 Finished = Callable[[list[Job]], None]
 
 
-class Crew:
+class Crew(abc.ABC):
     """Jobs in, jobs with their outcomes out. What this class has belongs to the reactor."""
 
     stuck = False
@@ -39,6 +41,9 @@ class Crew:
         self._scheduled = False
         self._mutex = threading.Lock()
         self._lanes: Lanes[Job] = Lanes()
+        self.switch = KillSwitch()
+        self._passes = 0
+        """How many jobs may start although all are held."""
 
     @property
     def waiting(self) -> int:
@@ -52,17 +57,49 @@ class Crew:
 
     def hold(self) -> None:
         """Start no further job; running ones go on."""
-        self.held = True
-
-    def halt(self) -> None:
-        """Start no further job for good; called where the handler ran."""
         with self._mutex:
-            self.held = self.halted = True
+            self.held, self._passes = True, 0
 
     def resume(self) -> None:
-        """Start jobs again, unless one of them has ordered a halt."""
+        """Start jobs again, unless one of them has ordered a halt or so many have failed."""
         with self._mutex:
-            self.held = self.halted
+            self.held = self.halted or self.switch.tripped
+
+    def reset(self) -> None:
+        """Forget all failures; `resume` comes next."""
+        with self._mutex:
+            self.switch.reset()
+
+    def let_one(self) -> None:
+        """Let one job start although all are held for their failures, now or when it comes."""
+        with self._mutex:
+            self._passes = 0 if self.halted else 1
+        self._wake()
+
+    @abc.abstractmethod
+    def _wake(self) -> None:
+        """Have somebody look for jobs."""
+
+    def _note(self, outcome: Outcome) -> None:
+        """Take in an outcome before anything else starts: a halt, or one failure too many; called where the handler ran."""
+        with self._mutex:
+            if outcome.halt is not None:
+                self.held = self.halted = True
+                self._passes = 0
+            if self.switch.note(outcome):
+                self.held, self._passes = True, 0
+
+    def _is_barred(self) -> bool:
+        return self.held and not self._passes
+
+    def _may_take(self) -> bool:
+        """Tell whether a job may start, and use up the pass that it needs; the caller has the mutex, and a job."""
+        if not self.held:
+            return True
+        if self._passes:
+            self._passes -= 1
+            return True
+        return False
 
     def take_back(self) -> list[Job]:
         """Take out every job that has not started, in the order in which they came; running lanes go on."""

@@ -47,11 +47,10 @@ async def drain(
     ledger.drain()
     settlement.hold()
     began = reactor.seconds()
-    cancelled = channel.call("basic_cancel", consumer_tag=tag)
-    await bounded(cancelled, STEP_SECONDS, reactor, "cancelling the consumer")
+    await bounded(channel.cancel(tag), STEP_SECONDS, reactor, "cancelling the consumer")
     applying, at_first = reactor.seconds() - began, ledger.unsettled
     settlement.release()
-    unstarted = settlement.wake_sleepers() + ([] if lanes else workers.take_back())
+    unstarted = settlement.sleepers.wake() + ([] if lanes else workers.take_back())
     unstarted = sorted((job for job in unstarted if job.ledger is ledger), key=lambda job: job.tag)
 
     def give_some() -> None:

@@ -38,6 +38,8 @@ class Plan:
     """Finds the route of a message on the reactor; None for a consumer with a single handler, which has no choice."""
     config: str = ""
     """The name of the config file; RabbitMQ's pages show it."""
+    delivery_limit: int | None = None
+    """How often a message may come back before the broker gives it up; less than 0 is no limit, None is not counted."""
 
     @property
     def policy(self) -> Policy:
@@ -72,3 +74,5 @@ class Overseer:
     """A handler of this consumer ordered a halt."""
     exhausted: Callable[[Any], None]
     """So many threads are written off that only a restart helps."""
+    changed: Callable[[], object] = lambda: None
+    """What a consumer would report has changed."""

@@ -16,12 +16,17 @@ from rpcd.core.wire import Properties, read_properties
 OnDelivery = Callable[[int, bool, Any, Any, Properties, bytes], None]
 """Told delivery tag, redelivered, exchange, routing key, properties and body."""
 
+OnNothing = Callable[[], object]
+
 ToPika = Callable[[bytes], None]
 
 _FRAME = struct.Struct(">BHI")
 _TAG = struct.Struct(">QB")
 _BODY_SIZE = struct.Struct(">Q")
 _DELIVER = b"\x00\x3c\x00\x3c"
+_GET_OK = b"\x00\x3c\x00\x47"
+_GET_EMPTY = b"\x00\x3c\x00\x48"
+_COUNT_SIZE = 4
 _OVERHEAD = 8
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _MOST_KEYS = 1024
@@ -30,11 +35,23 @@ _MOST_KEYS = 1024
 class Content:
     """The delivery that one channel is receiving."""
 
-    __slots__ = ("body_size", "chunks", "exchange", "properties", "received", "redelivered", "routing_key", "sink", "tag")
+    __slots__ = (
+        "body_size",
+        "chunks",
+        "exchange",
+        "nothing",
+        "properties",
+        "received",
+        "redelivered",
+        "routing_key",
+        "sink",
+        "tag",
+    )
 
-    def __init__(self, sink: OnDelivery) -> None:
-        """Take what is told of every whole delivery."""
+    def __init__(self, sink: OnDelivery, nothing: OnNothing) -> None:
+        """Take what is told of every whole delivery, and of a queue that has none."""
         self.sink = sink
+        self.nothing = nothing
         self.tag = 0
         self.redelivered = False
         self.exchange: ShortString = ""
@@ -55,9 +72,9 @@ class Reader:
         self._channels: dict[int, Content] = {}
         self._keys: dict[bytes, tuple[ShortString, ShortString]] = {}
 
-    def deliver_to(self, channel: int, sink: OnDelivery) -> None:
-        """Take the deliveries of a channel from now on."""
-        self._channels[channel] = Content(sink)
+    def deliver_to(self, channel: int, sink: OnDelivery, nothing: OnNothing = lambda: None) -> None:
+        """Take the deliveries of a channel from now on; `nothing` is told when `basic.get` finds an empty queue."""
+        self._channels[channel] = Content(sink, nothing)
 
     def forget(self, channel: int) -> None:
         """Leave a channel, which is closed, to pika."""
@@ -91,8 +108,17 @@ class Reader:
             content.properties = read_properties(buffer, offset + 12)
             if not content.body_size:
                 self._deliver(content, b"")
-        elif kind == _METHOD and buffer[offset : offset + 4] == _DELIVER:
-            start = offset + 5 + buffer[offset + 4]  # behind the consumer's tag
+        elif kind == _METHOD:
+            method = buffer[offset : offset + 4]
+            if method == _DELIVER:
+                start = offset + 5 + buffer[offset + 4]  # behind the consumer's tag
+            elif method == _GET_OK:
+                start, stop = offset + 4, stop - _COUNT_SIZE  # the count of what is left, which nobody asks for
+            elif method == _GET_EMPTY:
+                content.nothing()
+                return True
+            else:
+                return False
             content.tag, redelivered = _TAG.unpack_from(buffer, start)
             content.redelivered = redelivered != 0
             raw = buffer[start + 9 : stop]

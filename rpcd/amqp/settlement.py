@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.outcomes import OutcomePublisher, fields, report
+from rpcd.amqp.sleepers import Sleepers
 from rpcd.amqp.waiting import Once, exc_info
 from rpcd.core.errors import ConnectionLost, ReplyCode
 from rpcd.core.ledger import Ledger, State
@@ -41,8 +42,12 @@ class Settlement:
         halted: Callable[[Halt], None],
         reactor: Any,
         window: int,
+        requeued: Callable[[Job], None],
     ) -> None:
-        """Take what publishes outcomes, what runs a job (again), and what is told of a halt; `window` is the prefetch."""
+        """Take what publishes outcomes, what runs a job (again), what is told of a halt and of what an outcome gives back.
+
+        `window` is the prefetch.
+        """
         self.ledger = Ledger()
         self.ledger.close()
         self.channel: Channel | None = None
@@ -50,12 +55,13 @@ class Settlement:
         """Happens at the next settlement or loss of the channel, and is replaced by a fresh one each time."""
         self._outcomes = outcomes
         self._stats = stats
+        self.sleepers = Sleepers(submit, reactor)
         self._submit = submit
         self._halted = halted
+        self._requeued = requeued
         self._reactor = reactor
         self._held: list[tuple[Job, Outcome]] | None = None
         self._settling: set[Job] = set()
-        self._sleeping: dict[Job, Any] = {}
         self._redeliveries = Redeliveries(window)
         self._direct_replies: deque[tuple[Any, ...]] = deque(maxlen=REMEMBERED_REPLIES)
         self._suspects: set[tuple[Any, ...]] = set()
@@ -75,7 +81,7 @@ class Settlement:
         self.channel = None
         held, self._held = self._held or [], None
         alive = {*running, *self._settling, *(job for job, _ in held)}
-        self._redeliveries.connection_lost(alive, [*unstarted, *self.wake_sleepers()], time.monotonic())
+        self._redeliveries.connection_lost(alive, [*unstarted, *self.sleepers.wake()], time.monotonic())
         for job, outcome in held:
             self._orphaned(job, self._left(outcome))
         if isinstance(reason, ConnectionLost) and reason.code == ReplyCode.INTERNAL_ERROR:
@@ -226,7 +232,10 @@ class Settlement:
         if state is State.CLOSED:
             self._orphaned(job, self._left(left))
         elif left.verdict is Verdict.RETRY and self._outcomes.in_process:
-            self._sleep(job, left)
+            report(job.message, left)
+            self._stats.retried += 1
+            self.sleepers.put(job, left)
+            job.done()
         elif self._held is not None:
             self._held.append((job, left))
         elif halt is not None and state is State.OPEN:
@@ -248,6 +257,8 @@ class Settlement:
         if outcome.verdict in (Verdict.REQUEUE, Verdict.REJECT):
             channel.nack(job.tag, outcome.verdict is Verdict.REQUEUE)
             job.ledger.settle(job.tag)
+            if outcome.verdict is Verdict.REQUEUE:
+                self._requeued(job)
         else:
             channel.ack(job.ledger.ack([job.tag]))
             self._redeliveries.settled(job, outcome.reply)
@@ -265,29 +276,6 @@ class Settlement:
                 job.ledger.settle(job.tag)
                 self._stats.requeued += 1
         self._note_progress()
-
-    # Attempts in the process ----------------------------------------------------------------------
-
-    def _sleep(self, job: Job, outcome: Outcome) -> None:
-        """Keep a job in the process until its next attempt, for its queue would not be there to come back to."""
-        report(job.message, outcome)
-        self._stats.retried += 1
-
-        def again() -> None:
-            del self._sleeping[job]
-            job.claimed, job.outcome, job.entered = False, None, False
-            job.message.attempt, job.message.nacks, job.message.published = outcome.count + 1, outcome.nacks, []
-            self._submit(job)
-
-        self._sleeping[job] = self._reactor.callLater(outcome.step / 1000, again)
-        job.done()
-
-    def wake_sleepers(self) -> list[Job]:
-        """Take back the jobs that wait in the process for another attempt."""
-        sleeping, self._sleeping = self._sleeping, {}
-        for timer in sleeping.values():
-            timer.cancel()
-        return list(sleeping)
 
     def _note_progress(self) -> None:
         progress, self.progress = self.progress, Once()

@@ -41,6 +41,7 @@ from rpcd.amqp.running import CURRENT, Running, executing, raised, where
 from rpcd.amqp.waiting import exc_info
 from rpcd.core.pipeline import Job, opened, perform_async
 from rpcd.core.routes import Route
+from rpcd.core.verdict import ACKED
 
 BLOCKED_SECONDS = 5.0
 """After how long a blocked loop is told of, once."""
@@ -102,7 +103,7 @@ class Tasks(Crew):
             self._wake()
 
     def resume(self) -> None:
-        """Start jobs again, unless one of them has ordered a halt."""
+        """Start jobs again, unless one of them has ordered a halt or so many have failed."""
         super().resume()
         self._wake()
 
@@ -191,7 +192,7 @@ class Tasks(Crew):
     def _pump(self) -> None:
         """Start as many jobs as there are places."""
         self._waking = False
-        while self._free > 0 and self._jobs and not self.held and not self._instances.missing:
+        while self._free > 0 and self._jobs and not self._is_barred() and not self._instances.missing:
             running = self._take()
             if running is None:
                 break
@@ -207,10 +208,11 @@ class Tasks(Crew):
     def _take(self) -> Running | None:
         """Take a job, with a lock open it and enter its lane, in one step, so that the order of each key is kept."""
         with self._mutex:
-            while self._jobs:
+            while self._jobs and not self._is_barred():
                 job = self._jobs.popleft()
                 if self._in_lanes and not job.entered and opened(job) and not self._enter(job):
                     continue
+                self._may_take()
                 running = Running(job, self._instances.of(job.route), time.monotonic())
                 self._running.add(running)
                 return running
@@ -240,8 +242,8 @@ class Tasks(Crew):
         running.task = None  # whose context leads back here: a circle that only the garbage collector would break
         instance.let_go()
         if running.overdue is None:
-            if job.outcome is not None and job.outcome.halt is not None:
-                self.halt()
+            if job.outcome is not None and (job.outcome is not ACKED or self.switch.failures):
+                self._note(job.outcome)
             if error is not None and instance.is_spent_by(error):
                 self._instances.replace(instance, job, error)
             job.seconds = time.monotonic() - running.since

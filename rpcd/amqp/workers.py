@@ -31,6 +31,7 @@ from rpcd.amqp.waiting import exc_info
 from rpcd.amqp.worker import Worker
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
+from rpcd.core.verdict import ACKED
 
 SETTLE_SECONDS = 180.0
 """How long a failed instance waits for its message to be settled before it is shut down all the same."""
@@ -93,7 +94,7 @@ class Workers(Crew):
             self._wake()
 
     def resume(self) -> None:
-        """Start jobs again, unless one of them has ordered a halt."""
+        """Start jobs again, unless one of them has ordered a halt or so many have failed."""
         super().resume()
         for _ in range(len(self._parked)):
             self._wake()
@@ -160,7 +161,7 @@ class Workers(Crew):
 
     def _work(self, worker: Worker) -> None:
         while worker.overdue is None and worker.equipped:
-            job = None if self.held else self._take(worker)
+            job = self._take(worker)
             if job is None:
                 if not self._park(worker):
                     return
@@ -175,20 +176,20 @@ class Workers(Crew):
     def _park(self, worker: Worker) -> bool:
         """Sleep until there may be work; return False when it is time to end."""
         self._parked.append(worker)
-        if self._stopping.is_set() or (self._jobs and not self.held):
+        if self._stopping.is_set() or (self._jobs and not self._is_barred()):
             try:
                 self._parked.remove(worker)
             except ValueError:  # woken in the meantime: take the wake-up, or it would fall to the next sleep
                 worker.lock.acquire()
                 self._waking = False
-            return bool(self._jobs and not self.held) or not self._stopping.is_set()
+            return bool(self._jobs and not self._is_barred()) or not self._stopping.is_set()
         worker.lock.acquire()
         self._waking = False
         return True
 
     def _take_any(self, worker: Worker) -> Job | None:
         with self._mutex:
-            if not self._jobs:
+            if not self._jobs or (self.held and not self._may_take()):
                 return None
             job = self._jobs.popleft()
             worker.take(job, time.monotonic())
@@ -197,10 +198,11 @@ class Workers(Crew):
     def _take_in_lane(self, worker: Worker) -> Job | None:
         """Take, open and enter the lane under one mutex, so that the order of each key is kept."""
         with self._mutex:
-            while self._jobs:
+            while self._jobs and (not self.held or self._passes):
                 job = self._jobs.popleft()
                 if not job.entered and opened(job) and not self._enter(job):
                     continue
+                self._may_take()
                 worker.take(job, time.monotonic())
                 return job
         return None
@@ -213,8 +215,8 @@ class Workers(Crew):
             self._leave_lane(job)
             return None
         outcome = job.outcome
-        if outcome is not None and outcome.halt is not None:
-            self.halt()
+        if outcome is not ACKED or self.switch.failures:
+            self._note(outcome)  # type: ignore[arg-type]  # it has one by now
         if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)
             return None

@@ -200,6 +200,12 @@ def _limits(path: str, consumer: Consumer) -> Iterator[Problem]:
         yield Problem(f"{path}.time_limit", "no handler can run in 0 seconds")
     if consumer.max_reply < SMALLEST_REPLY:
         yield Problem(f"{path}.max_reply", f"expected at least {SMALLEST_REPLY} bytes, so that a failure can be told")
+    if consumer.kill_switch.failures < 0:
+        yield Problem(f"{path}.kill_switch.failures", f"expected 0 (never) or more, got {consumer.kill_switch.failures}")
+    if not consumer.kill_switch.interval:
+        yield Problem(
+            f"{path}.kill_switch.interval", "expected more than 0 seconds", "write failures = 0 for no kill switch"
+        )
     if not consumer.accept:
         yield Problem(
             f"{path}.accept",

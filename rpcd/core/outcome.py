@@ -96,11 +96,11 @@ def _request_failed(case: Case) -> Outcome:
 
 def _nack(case: Case) -> Outcome:
     if case.error.delay == 0:
-        return Outcome(Verdict.REQUEUE, "put off by Nack", level=logging.INFO)
+        return Outcome(Verdict.REQUEUE, "put off by Nack", level=logging.INFO, temporary=True)
     nacks = case.message.nacks
     step = case.policy.steps.delay(nacks, case.error.delay)
     if step is None:
-        return Outcome(Verdict.REQUEUE, "put off by Nack; there are no retry steps", level=logging.INFO)
+        return Outcome(Verdict.REQUEUE, "put off by Nack; there are no retry steps", level=logging.INFO, temporary=True)
     return _again(case, step, case.message.attempt - 1, nacks + 1, "put off by Nack", logging.INFO)
 
 
@@ -112,7 +112,7 @@ def _retry(case: Case, delay: float | None = None) -> Outcome:
     attempt = case.message.attempt
     step = case.policy.steps.after(attempt, delay)
     if step is None:
-        return _archive(case, f"attempts are spent: {type(case.error).__name__}", UNEXPECTED)
+        return _spent(case, f"attempts are spent: {type(case.error).__name__}")
     return _again(case, step, attempt, case.message.nacks, "", logging.WARNING)
 
 
@@ -120,11 +120,17 @@ def _again(case: Case, step: int, count: int, nacks: int, reason: str, level: in
     if case.policy.longest is not None:
         step = min(step, round(case.policy.longest * 1000))
     elif not retriable(case.message):
-        return _archive(case, "its headers are too big for a retry", UNEXPECTED)
+        return _spent(case, "its headers are too big for a retry")
     deadline = case.message.deadline
     if deadline is not None and case.now + step / 1000 > deadline:
-        return _archive(case, f"the deadline comes before the next attempt: {type(case.error).__name__}", UNEXPECTED)
-    return Outcome(Verdict.RETRY, reason, step=step, count=count, nacks=nacks, level=level)
+        return _spent(case, f"the deadline comes before the next attempt: {type(case.error).__name__}")
+    return Outcome(Verdict.RETRY, reason, step=step, count=count, nacks=nacks, level=level, temporary=True)
+
+
+def _spent(case: Case, reason: str) -> Outcome:
+    outcome = _archive(case, reason, UNEXPECTED)
+    outcome.temporary = True
+    return outcome
 
 
 def _archive(case: Case, reason: str, text: str | None, level: int = logging.ERROR) -> Outcome:
@@ -203,7 +209,7 @@ ON_ERROR: dict[str, Callable[[Case], Outcome]] = {
     "reply": _answer,
     "retry": _retry,
     "archive": lambda case: _archive(case, f"unexpected exception: {type(case.error).__name__}", UNEXPECTED),
-    "requeue": lambda _case: Outcome(Verdict.REQUEUE, step=REQUEUE_PAUSE, level=logging.ERROR),
+    "requeue": lambda _case: Outcome(Verdict.REQUEUE, step=REQUEUE_PAUSE, level=logging.ERROR, temporary=True),
     "drop": lambda case: Outcome(Verdict.REJECT, "dropped", reply=case.failure(UNEXPECTED), level=logging.ERROR),
     "halt": _stop,
 }

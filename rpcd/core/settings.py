@@ -177,6 +177,16 @@ class Archive:
 
 
 @attrs.frozen
+class KillSwitch:
+    """`[consumers.NAME.kill_switch]`: what happens when one message after the other fails."""
+
+    failures: int = setting(
+        "After how many failures in a row that would be tried again nothing more is started; 0 is never.", 50
+    )
+    interval: Seconds = setting("How often one message is tried then; when one succeeds, all go on.", Seconds(10.0))
+
+
+@attrs.frozen
 class Consumer:
     """`[consumers.NAME]`: a queue, the handler of its messages, and what becomes of them."""
 
@@ -220,6 +230,7 @@ class Consumer:
     exclusive: bool = setting("Whether no other consumer may have the queue.", False)
     retry: Retry = setting("When a message is tried again.", Retry())
     archive: Archive = setting("Where a message goes that was given up.", Archive())
+    kill_switch: KillSwitch = setting("When to stop trying because everything fails.", KillSwitch())
     config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {}, secret=True)
 
     @property

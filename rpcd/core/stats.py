@@ -70,6 +70,8 @@ class Stats:
     channel_errors: dict[str, int] = counters(
         "Channels that the broker closed over an error, by its code.", "code", CHANNEL_ERRORS
     )
+    tripped: int = counter("How often so many messages failed in a row that nothing more was started.", "kill_switch_trips")
+    suspects: int = counter("Messages that ran alone, because they had come back so often that they might end the process.")
 
     def count(self, outcome: Outcome) -> None:
         """Count one settled outcome by its verdict."""

@@ -75,6 +75,15 @@ def kind_of(settings: Settings, key: str) -> str:
     return str(kind) if kind is not None else "classic" if fleeting else "quorum"
 
 
+def delivery_limit(settings: Settings, key: str) -> int | None:
+    """Return how often a message may come back to a quorum queue, -1 if nothing is said; None for queues of other types."""
+    arguments = _work_arguments(settings, key, settings.queues[key])
+    if arguments.get("x-queue-type") != "quorum":
+        return None
+    limit = arguments.get("x-delivery-limit")
+    return limit if isinstance(limit, int) else -1
+
+
 def plan_consumer(settings: Settings, consumer: str) -> list[Declaration]:
     """Return what one consumer needs: exchanges, archive and retry queues, the queue, its bindings, in that order."""
     section = settings.consumers[consumer]

@@ -42,6 +42,7 @@ class Outcome:
         "reason",
         "reply",
         "step",
+        "temporary",
         "trace",
         "verdict",
     )
@@ -60,8 +61,12 @@ class Outcome:
         level: int = logging.WARNING,
         trace: str | None = None,
         halt: Halt | None = None,
+        temporary: bool = False,
     ) -> None:
-        """Take the verdict; `step` is the retry step in milliseconds, `error` the name of an exception's type."""
+        """Take the verdict; `step` is the retry step in milliseconds, `error` the name of an exception's type.
+
+        `temporary` says that the failure may pass: it is tried again, or would be if attempts were left.
+        """
         self.verdict = verdict
         self.reason = reason
         self.reply = reply
@@ -73,6 +78,7 @@ class Outcome:
         self.level = level
         self.trace = trace
         self.halt = halt
+        self.temporary = temporary
 
     def __repr__(self) -> str:
         return f"<Outcome {self.verdict.value}: {self.reason or 'returned'}>"

@@ -91,7 +91,7 @@ def write_properties(properties: Properties) -> bytes:
 _FRAME = struct.Struct(">BHI")
 _ACK = struct.Struct(">BHIHHQ?B")
 _NACK = struct.Struct(">BHIHHQBB")
-_PUBLISH = struct.Struct(">HHH")
+_METHOD = struct.Struct(">HHH")
 _CONTENT = struct.Struct(">BHIHHQ")
 
 
@@ -103,6 +103,12 @@ def ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
 def nack_frame(channel: int, tag: int, requeue: bool) -> bytes:
     """Encode basic.nack of one tag (RabbitMQ's extension; a nack without requeue dead-letters as a reject does)."""
     return _NACK.pack(1, channel, 13, 60, 120, tag, 2 if requeue else 0, 0xCE)
+
+
+def get_frame(channel: int, queue: str) -> bytes:
+    """Encode basic.get, whose message is to be acked."""
+    method = b"".join((_METHOD.pack(60, 70, 0), short(queue, "the queue"), b"\x00"))
+    return b"".join((_FRAME.pack(1, channel, len(method)), method, b"\xce"))
 
 
 def publish_frames(
@@ -117,7 +123,7 @@ def publish_frames(
     """Encode basic.publish with its content; `properties` is what `write_properties` gave."""
     method = b"".join(
         (
-            _PUBLISH.pack(60, 40, 0),
+            _METHOD.pack(60, 40, 0),
             short(exchange, "the exchange"),
             short(routing_key, "the routing key"),
             b"\x01" if mandatory else b"\x00",

@@ -152,9 +152,13 @@ FAMILIES: tuple[Family, ...] = (
     _of_consumers("connected", "1 while the consumer's connection serves.", lambda each: each.connection.trouble is None),
     _of_consumers("consuming", "1 while the broker delivers to it.", lambda each: each.consuming),
     Family("consumer_state", GAUGE, "1 for what the consumer does, 0 for all else.", (*CONSUMER, "state"), _states),
-    _of_consumers("blocked", "1 while the broker blocks its connection (an alarm).", lambda each: each.blocked is not None),
     _of_consumers(
-        "queues_full", "Its own retry and archive queues that the broker lets nothing into.", lambda each: len(each.full)
+        "blocked", "1 while the broker blocks its connection (an alarm).", lambda each: each.hindrance.blocked is not None
+    ),
+    _of_consumers(
+        "queues_full",
+        "Its own retry and archive queues that the broker lets nothing into.",
+        lambda each: len(each.hindrance.full),
     ),
     _of_consumers("workers", "Messages that it may handle at a time.", lambda each: each.plan.section.workers),
     _of_consumers("prefetch", "Messages that the broker sends ahead.", lambda each: each.plan.section.window),

@@ -209,12 +209,14 @@ class Queue:
         exchange: str = "",
         key: Any = None,
         name: Any = None,
+        redelivered: bool = False,
         **named: Any,
     ) -> Letter:
         """Put in one message; `named` are its properties, `name` is what tests know it by."""
         letter = Letter(name, body, encoded(properties, **named), exchange, self.name if key is None else key)
         letter.place = next(self._names)
         letter.name = letter.place if name is None else name
+        letter.redelivered = redelivered
         self.ready.append(letter)
         self.dispatch()
         return letter
@@ -539,6 +541,8 @@ class Chan:
             self.broker.answers[name](self, method)
         elif isinstance(method, spec.Basic.Consume):
             self.consume(method)
+        elif isinstance(method, spec.Basic.Get):
+            self._get(method)
         elif isinstance(method, spec.Basic.Cancel):
             self._forget(method.consumer_tag)
             self._answer(method, spec.Basic.CancelOk(method.consumer_tag))
@@ -585,6 +589,13 @@ class Chan:
         found.consumers.append((self, method.consumer_tag))
         self._answer(method, spec.Basic.ConsumeOk(method.consumer_tag))
         found.dispatch()
+
+    def _get(self, method: Any) -> None:
+        found = self.broker.queues[method.queue]
+        if not found.ready:
+            self._answer(method, spec.Basic.GetEmpty())
+        elif method.NAME not in self.broker.silent:
+            self.deliver(found.ready.popleft(), found, None)
 
     def _forget(self, tag: str) -> None:
         found = self.consumers.pop(tag, None)
@@ -671,11 +682,12 @@ class Chan:
 
     # To the client
 
-    def deliver(self, letter: Letter, source: Queue | None = None, consumer_tag: str = "test") -> int:
-        """Deliver one message and return its tag."""
+    def deliver(self, letter: Letter, source: Queue | None = None, consumer_tag: str | None = "test") -> int:
+        """Deliver one message, to `basic.get` if there is no consumer's tag, and return its own tag."""
         self.last_tag += 1
         self.unsettled[self.last_tag] = (source, letter)
-        method = spec.Basic.Deliver(consumer_tag, self.last_tag, letter.redelivered, letter.exchange, letter.key)
+        where: Any = (self.last_tag, letter.redelivered, letter.exchange, letter.key)
+        method = spec.Basic.GetOk(*where, 0) if consumer_tag is None else spec.Basic.Deliver(consumer_tag, *where)
         self.link.send(content(self.number, method, letter.properties, letter.body, self.broker.frame_max))
         return self.last_tag
 

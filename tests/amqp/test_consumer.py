@@ -890,7 +890,7 @@ def test_a_drain_settles_what_a_failing_instance_ran(rig: MakeRig, broker: Broke
     it.reactor.run()
     go_on.set()
     it.drained()
-    assert log == ["ValueError ['a']"]
+    assert log[0] == "ValueError ['a']"  # a fresh instance may have come and gone after that
 
 
 def test_draining_twice_is_draining_once(rig: MakeRig, broker: Broker) -> None:

@@ -64,7 +64,7 @@ class Rig:
         """Let a consumer's consumer tag vanish while its channel stays open, as if neither side had noticed."""
         link, consumer = self.link(name), self.consumer(name)
         channel: Any = consumer.settlement.channel
-        channel._inner.basic_cancel(consumer._tag)  # behind rpcd's back
+        channel._inner.basic_cancel(consumer.intake.tag)  # behind rpcd's back
         self.reactor.run()
         return link
 

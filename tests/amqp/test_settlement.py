@@ -70,7 +70,10 @@ class Bench:
             not self.plan.section.reply_confirm,
             self.copies_lost.append,
         )
-        self.settlement = Settlement(outcomes, self.stats, self.submitted.append, self.halts.append, self.reactor, 16)
+        self.requeued: list[Job] = []
+        self.settlement = Settlement(
+            outcomes, self.stats, self.submitted.append, self.halts.append, self.reactor, 16, self.requeued.append
+        )
         self.queue: Queue = broker.queue("orders")
         self.attach()
 
@@ -165,7 +168,7 @@ def bench(broker: Broker, clocked: Reactor) -> Iterator[MakeBench]:
 
     yield make
     for each in made:
-        each.settlement.wake_sleepers()
+        each.settlement.sleepers.wake()
         each.protocol.leave()
         each.publisher.stop()
         clocked.pass_time(5.0)
@@ -847,7 +850,7 @@ def test_what_sleeps_in_the_process_can_be_given_back(bench: MakeBench) -> None:
     it = bench(queue=EXCLUSIVE, retry=_retry(1.0))
     (job,) = it.put("a")
     it.end(job, Retry())
-    sleepers = it.settlement.wake_sleepers()
+    sleepers = it.settlement.sleepers.wake()
     assert sleepers == [job]
     it.settlement.give_back(sleepers)
     it.reactor.pass_time(2.0)

@@ -47,12 +47,13 @@ class Ledger:
         """Wait until so many different requests have been answered."""
 
         def enough() -> bool:
-            self._collect()
+            self.collect()
             return len(self.answered) >= count
 
         self.peer.until(enough, seconds, lambda: f"{len(self.answered)} of {count} were answered")
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Count the answers that have come."""
         for reply in self.peer.replies(0):
             self.answered[reply.properties.correlation_id] += 1
 
@@ -67,7 +68,7 @@ class Ledger:
         deadline = time.monotonic() + seconds
         while missing and time.monotonic() < deadline:
             self.peer.connection.process_data_events(0.05)
-            self._collect()
+            self.collect()
             self._empty()
             missing = {each for each in self.published if each not in self.answered and not self._queued(each)}
         assert not missing, f"lost: {sorted(missing)} of {len(self.published)}"
