@@ -77,7 +77,7 @@ class Daemon(Service):
         self._pidfile = pidfile
         self._hurry = Once()
         self._stopped = Once()
-        self._stopping = self._anew = False
+        self._stopping = self._anew = self._guarded = False
         self._signals = 0
         self._supervisor = repeating(self._supervise, reactor)
 
@@ -194,6 +194,10 @@ class Daemon(Service):
             self._reactor.callFromThread(self._hurry.fire)
 
     def _guard(self) -> None:
+        """See to it that the process ends, whatever it is that ends it, and whatever hangs."""
+        if self._guarded:
+            return
+        self._guarded = True
         ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
 
     def _why_it_ends(self) -> str | None:
@@ -231,6 +235,7 @@ class Daemon(Service):
         ending.exit_with(code)
         if not self._stopping:
             self._stopping = True
+            self._guard()
             if not self._anew:
                 self.doors.stopping()
             stopped = Deferred.fromCoroutine(self._stop())
@@ -278,7 +283,8 @@ class Daemon(Service):
             log.warning("%s", late)
         telling.stop()
         await self.doors.close()
-        if self.pool.started and not unfinished and not any(consumer.workers.lost for consumer in self.consumers):
+        busy = any(consumer.workers.lost or consumer.workers.stuck for consumer in self.consumers)
+        if self.pool.started and not unfinished and not busy:  # it waits for every thread
             self.pool.stop()
         log.info("stopped, %s", "starting anew" if self._anew else f"exit code {ending.exit_code()}")
 

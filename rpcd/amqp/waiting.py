@@ -1,6 +1,7 @@
 """Waiting with an upper bound, which every wait of the daemon has; doing again and again; telling what went wrong."""
 
 import logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -116,6 +117,18 @@ def repeating(turn: Callable[[], object], clock: Any) -> LoopingCall:
     loop = LoopingCall(safely)
     loop.clock = clock
     return loop
+
+
+def steady(reactor: Any) -> None:
+    """Have the reactor's timers go by the monotonic clock.
+
+    Twisted's go by the wall clock: set back by an hour, no heartbeat, no time limit and no new connection for an hour.
+    """
+    shift = time.monotonic() - reactor.seconds()
+    reactor.seconds = time.monotonic
+    for timer in reactor.getDelayedCalls():
+        timer.time += shift
+        timer.seconds = time.monotonic
 
 
 def exc_info(failure: Failure) -> ExcInfo:
