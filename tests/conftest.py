@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from daemon import Daemon, StartDaemon
 from peer import Peer
+from proxy import Proxy
 
 from rpcd.ops.rabbitmq import PrivateNode
 
@@ -72,6 +73,14 @@ def peer(url: str) -> Iterator[Peer]:
     client = Peer(url)
     yield client
     client.close()
+
+
+@pytest.fixture
+def proxy(node: PrivateNode) -> Iterator[Proxy]:
+    """A proxy to the broker: give a daemon `proxy.url(url)`."""
+    between = Proxy(node.port)
+    yield between
+    between.close()
 
 
 @pytest.fixture
