@@ -116,18 +116,22 @@ def describe(archive: str, exchange: ShortString, routing_key: ShortString, prop
 def fingerprint(properties: Properties, body: bytes) -> str:
     """Return what this archived message, and no other, is known by, however often it is read.
 
-    Equal for two that are equal in body, ids and headers; the broker's own count of deliveries is left out.
+    Equal for two that are equal in body, ids and headers. The broker's own count of deliveries is left out, and so is the
+    order of the headers: with that count the broker sorts them.
     """
     headers = properties.headers
     digest = hashlib.sha256(f"{properties.message_id!r} {properties.correlation_id!r} {len(body)} ".encode())
     if isinstance(headers, Headers):
-        try:
-            for name, entry in split_headers(headers.raw):
-                digest.update(entry if name != DELIVERIES_HEADER.encode() else b"")
-        except ValueError:  # a cut table: what was read of it has to do
-            digest.update(b"cut")
+        digest.update(b"".join(sorted(_entries(headers))))
     digest.update(body)
     return digest.hexdigest()[:16]
+
+
+def _entries(headers: Headers) -> list[bytes]:
+    try:
+        return [entry for name, entry in split_headers(headers.raw) if name != DELIVERIES_HEADER.encode()]
+    except ValueError:
+        return [headers.raw]  # a cut table, which nobody replays
 
 
 def _death(headers: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -208,13 +208,13 @@ def test_a_deadline_that_has_passed_is_left_behind(limit: Any, kept: bool) -> No
 
 
 def test_a_copy_has_the_same_id_however_often_it_is_read_and_replayed() -> None:
-    first = archived(table({"a": 1, "x-delivery-count": 1}), message_id="m")
-    again = archived(table({"a": 1, "x-delivery-count": 7}), message_id="m")
+    first = archived(table({"b": 1, "a": 1}), message_id="m")
+    again = archived(table({"a": 1, "b": 1, "x-delivery-count": 7}), message_id="m")
     assert replayed(first).token == replayed(again, NOW + 5).token
     others = [
-        archived(table({"a": 2}), message_id="m"),
-        archived(table({"a": 1}), message_id="n"),
-        archived(table({"a": 1}), b"[]", message_id="m"),
+        archived(table({"b": 1, "a": 2}), message_id="m"),
+        archived(table({"b": 1, "a": 1}), message_id="n"),
+        archived(table({"b": 1, "a": 1}), b"[]", message_id="m"),
         archived(b"\x05cut"),
     ]
     assert len({replayed(first).token, *(replayed(each).token for each in others)}) == 5
