@@ -119,6 +119,8 @@ def test_show_hides_secrets_until_asked(url: str, peer: Peer) -> None:
     assert '"n": 1' in whole.stdout
     as_json = json.loads(rpcd("archive", "show", "id1", *ORDERS, "--body", "--json", url=url).stdout)
     assert (as_json["body"], as_json["headers_hidden"]) == ({"n": 1}, ["tenant"])
+    line = ["sh", "-c", '"$0" archive show id1 --queue orders.archive >/dev/full', str(RPCD)]
+    assert subprocess.run(line, env=surroundings(url), capture_output=True, timeout=60).returncode == 74
     done = rpcd("archive", "show", "id2", *ORDERS, url=url)
     assert (done.returncode, done.stderr) == (1, "there is no message 'id2' in orders.archive\n")
 
@@ -390,9 +392,9 @@ def test_what_died_and_is_replayed_survives_the_brokers_cycle_check(
     done = rpcd("archive", "replay", "orders", "--config", str(tmp_path / "rpcd.toml"), "--yes", url=url)
     assert (done.returncode, done.stdout) == (0, f"{len(bodies)} messages are replayed\n"), done.stderr
     for body in bodies:
-        daemon.wait_for(f"^run {body} 1 1 shop order.placed$")
-        daemon.wait_for(f"^run {body} 2 1 shop order.placed$")
-        daemon.wait_for(f"^done {body}$")
+        daemon.wait_for(f"run {body} 1 1 shop order.placed")
+        daemon.wait_for(f"run {body} 2 1 shop order.placed")
+        daemon.wait_for(f"done {body}")
     assert daemon.stop() == 0
     assert [waiting(peer, queue) for queue in ("orders", "orders.archive", "orders.retry.200")] == [0, 0, 0]
 
