@@ -13,15 +13,14 @@ Jobs reach the loop through a deque with one `call_soon_threadsafe` a batch; res
 A task ends in a callback of its own, which comes whoever cancels it, and be it before its first step; and the tasks that it
 starts have the context of the consumer, not that of the message before.
 
-**Time limit.** A job that is overdue is written off by the reactor, which settles it, and its task is cancelled. Its place is
-free; its lane stays held until it has ended. It is lost if it has not ended `CANCEL_SECONDS` later.
+**Time limit.** A job that is overdue is written off by the reactor, which settles it, and its task is cancelled. Its place
+is free; its lane stays held until it has ended. It is lost if it has not ended `CANCEL_SECONDS` later.
 
-**A blocked loop.** A handler that blocks the loop stops all others: no job but that one can be overdue, and the time does not
-count for them. When the loop has not answered for longer than the time limit, that job is written off and the consumer is
-`stuck`: a new process must help.
+**A blocked loop.** A handler that blocks the loop stops all others: no job but that one can be overdue, and the time does
+not count for them. When the loop has not answered for longer than the time limit, that job is written off and the consumer
+is `stuck`: a new process must help.
 
-**Instances.** An unexpected exception of an instance with `shutdown` puts a fresh one in its place at once. The old one is
-shut down when the last task that uses it has ended and the message is settled.
+**Instances.** One with `shutdown` that raised an unexpected exception is replaced at once, and shut down after its last task.
 """
 
 import asyncio
