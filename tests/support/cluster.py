@@ -32,8 +32,9 @@ class Member(PrivateNode):
     def join(self, first: "Member") -> None:
         """Share the epmd and the cookie of the first member, and look for it when started for the first time."""
         listed = f"cluster_formation.classic_config.nodes.1 = {first.name}\n"
-        config = self.directory / "rabbitmq.conf"
-        config.write_text(config.read_text() + _CONFIG + listed)
+        self._extra_config += _CONFIG + listed
+        self._configure()
+        self._is_new = False  # its ports stay: the others are told of them
         if self is not first:
             self.epmd_port = first.epmd_port
             cookie = self.directory / "home" / ".erlang.cookie"
