@@ -58,6 +58,7 @@ def shut_down(node: PrivateNode) -> None:
     node.signal(signal.SIGTERM)
     while alive(pid):
         time.sleep(0.01)
+    node._reap()
 
 
 # 11 to 14: it stops and comes back ----------------------------------------------------------------
@@ -80,9 +81,9 @@ def test_fault_11_a_broker_that_stops_in_order(
     daemon.wait_for("settled too late", 4)
     sick_node.start()
     daemon.wait_for("INFO rpcd.consumer: consuming", 4)
-    assert report(port).code == 200
     assert sorted(runs(tmp_path).elements()) == ids  # delivered again, and known
     ledger.peer = again = Peer(sick_url)
+    again.until(lambda: report(port).code == 200, 60)
     ledger.answered.update(ids)  # their callers' queues went with the broker
     ledger.publish(1)
     ledger.replies(5)
