@@ -20,7 +20,7 @@ is free; its lane stays held until it has ended. It is lost if it has not ended 
 not count for them. When the loop has not answered for longer than the time limit, that job is written off and the consumer
 is `stuck`: a new process must help.
 
-**Instances.** One with `shutdown` that raised an unexpected exception is replaced at once, and shut down after its last task.
+**Instances.** One with `shutdown` that failed unexpectedly is replaced at once, and shut down after its last task.
 """
 
 import asyncio

@@ -166,7 +166,7 @@ def _copy(
 
 
 def _kept(headers: Headers, said: set[bytes]) -> list[bytes]:
-    """Return the entries that go on, but for those that are `said` anew; what can't be read or is too big is told instead."""
+    """Return the entries that go on, but for those that are `said` anew; what can't be kept is told instead."""
     unread = headers.fault is not None  # then as one byte array: whoever reads the archive can't choke on it
     kept = [header(HEADERS_HEADER, headers.raw)] if unread else _theirs(headers, said)
     return kept if _fits(kept) else [header(HEADERS_LOST, sum(map(len, kept)))]
