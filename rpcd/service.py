@@ -91,6 +91,9 @@ class Daemon(Service):
         signals.take(self._on_signal, lambda _number: self._reactor.callFromThread(self.reloading.begin))
         ending.exit_with(ExitCode.OK)
         log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
+        if self.broker.address.exposed:
+            hosts = ", ".join(self.broker.address.exposed)
+            log.warning("plain TCP to %s: whoever is on the way reads the password and all messages; write amqps://", hosts)
         if not self._open_doors() or not self._run_on_start():
             return
         self.doors.begin_feeding()
