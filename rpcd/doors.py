@@ -1,4 +1,4 @@
-"""The operator's doors: what systemd is told, the control socket, health over HTTP, and the report that all of them show."""
+"""The operator's doors: what systemd is told, the control socket, health and metrics over HTTP, and the report they show."""
 
 import contextlib
 import logging
@@ -14,10 +14,13 @@ from twisted.python.failure import Failure
 
 from rpcd import __version__
 from rpcd.amqp.consumer import Consumer
+from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.waiting import repeating
 from rpcd.core.settings import Settings
 from rpcd.ops import health, report
 from rpcd.ops.control import Commands, Control, Refused
+from rpcd.ops.lag import Lag
+from rpcd.ops.metrics import Watched, exposition
 from rpcd.ops.reload import Origin
 from rpcd.ops.systemd import START_SECONDS, Systemd
 
@@ -52,13 +55,21 @@ class Doors:
     """All that an operator sees of the running daemon; reactor only."""
 
     def __init__(
-        self, settings: Settings, consumers: Sequence[Consumer], broker: str, reactor: Any, systemd: Systemd, origin: Origin
+        self,
+        settings: Settings,
+        consumers: Sequence[Consumer],
+        publisher: Publisher,
+        broker: str,
+        reactor: Any,
+        systemd: Systemd,
+        origin: Origin,
     ) -> None:
         """Prepare them; `broker` is its URL without secrets."""
         self.phase = Phase()
         self.systemd = systemd
         self._settings = settings
         self._consumers = consumers
+        self._publisher = publisher
         self._broker = broker
         self._reactor = reactor
         self._origin = origin
@@ -67,6 +78,7 @@ class Doors:
         self._ticks = 0
         self._control: Control | None = None
         self._http: Any = None
+        self.lag = Lag(reactor)
         self._looking = repeating(self._look, reactor)
         self._feeding = repeating(self._feed, reactor)
 
@@ -101,14 +113,20 @@ class Doors:
             error = getattr(failure.value, "socketError", None) or failure.value
             raise CannotOpen(f"service.http: can't listen on {description}: {getattr(error, 'strerror', None) or error}")
 
+        watched = Watched(
+            self._consumers, self._publisher, self.lag, self.phase, __version__, self._since, lambda: self.report()["ready"]
+        )
         try:
-            port = health.listen(health.endpoint(description, self._reactor), self.report)
+            for said in health.warnings(description):
+                log.warning("service.http: %s", said)
+            port = health.listen(health.endpoint(description, self._reactor), self.report, exposition(watched))
         except ValueError as error:
             raise CannotOpen(f"service.http: {error}") from None
         return port.addCallback(listening).addErrback(failed)
 
     def begin_feeding(self) -> None:
-        """Feed the watchdog from now on, as long as the reactor turns."""
+        """Feed the watchdog from now on, as long as the reactor turns, and measure how well it does."""
+        self.lag.start()
         if (seconds := self.systemd.watchdog) is not None:
             self._feeding.start(seconds / 2)
 
@@ -123,6 +141,7 @@ class Doors:
             self._looking.stop()
         if self._feeding.running:
             self._feeding.stop()
+        self.lag.stop()
         self._feed()
         if self.phase.reloading:  # the next program has an interpreter to start before it can ask for more time itself
             self.systemd.extend(START_SECONDS)
@@ -131,8 +150,8 @@ class Doors:
 
     def report(self) -> Mapping[str, Any]:
         """Tell how it goes."""
-        consumers = [report.of_consumer(each) for each in self._consumers]
-        ready = self.phase.told_ready and not self.phase.stopping and report.is_ready(consumers)
+        consumers, publisher = list(map(report.of_consumer, self._consumers)), report.of_publisher(self._publisher)
+        ready = self.phase.told_ready and not self.phase.stopping and report.is_ready(consumers, publisher)
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -144,6 +163,7 @@ class Doors:
             "broker": self._broker,
             "refused": self.phase.refused,
             "consumers": consumers,
+            "publisher": publisher,
         }
 
     def _state(self, ready: bool) -> str:

@@ -26,6 +26,7 @@ from rpcd.core.verdict import Halt
 from rpcd.doors import CannotOpen, Doors
 from rpcd.importing import resolve
 from rpcd.ops import ending, memory, signals
+from rpcd.ops.log_queue import LOG_QUEUE
 from rpcd.ops.reload import NOWHERE, Origin, Reloading
 from rpcd.ops.systemd import START_SECONDS, Systemd
 
@@ -70,7 +71,7 @@ class Daemon(Service):
         overseer = Overseer(self._refused, self._consuming, self._halted, self._exhausted)
         self.consumers = [Consumer(plan, self.broker, self.publisher, self.pool, overseer) for plan in plans]
         safe_url = self.broker.address.safe_url
-        self.doors = Doors(settings, self.consumers, safe_url, reactor, systemd or Systemd({}), origin)
+        self.doors = Doors(settings, self.consumers, self.publisher, safe_url, reactor, systemd or Systemd({}), origin)
         self.reloading = Reloading(self.doors, origin, reactor, self._start_anew, self._why_it_ends)
         self._reactor = reactor
         self._pidfile = pidfile
@@ -90,6 +91,7 @@ class Daemon(Service):
     def _start(self) -> None:
         signals.take(self._on_signal, lambda _number: self._reactor.callFromThread(self.reloading.begin))
         ending.exit_with(ExitCode.OK)
+        LOG_QUEUE.start()
         log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
         if self.broker.address.exposed:
             hosts = ", ".join(self.broker.address.exposed)

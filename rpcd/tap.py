@@ -23,6 +23,7 @@ from rpcd.core.settings import Logging, Settings
 from rpcd.files import stale
 from rpcd.ops import health, logs, signals
 from rpcd.ops.control import problems
+from rpcd.ops.log_queue import LOG_QUEUE
 from rpcd.ops.reload import Origin
 from rpcd.ops.systemd import START_SECONDS, Systemd
 from rpcd.service import Daemon
@@ -142,6 +143,7 @@ class Log:
         self.consumers: list[Consumer] = []
         self.observer = None if twistd.get("syslog") or twistd.get("logger") else logs.ToStandardLibrary()
         self._file_config = environment.get("LOGGING_FILE_CONFIG") or None
+        self._stays = bool(twistd.get("nodaemon"))
         path = twistd.get("logfile")
         if path == "-":
             path = None
@@ -161,13 +163,20 @@ class Log:
             yield
             with _refusing("LOGGING_FILE_CONFIG"):
                 logs.install_file(self._file_config, self._of_thread)
+            self._start_queue()
         else:
             with _refusing("the log file"):
                 handler = logs.writer(wanted.format, sys.stdout or sys.stderr, self._path, self._of_thread)
             logs.install(handler, wanted.level)
+            self._start_queue()
             with logs.printing_logged(self.observer):
                 yield
             logs.install(handler, wanted.level)
+
+    def _start_queue(self) -> None:
+        """Write in a thread as early as possible; a process that is to fork starts it with its service."""
+        if self._stays:
+            LOG_QUEUE.start()
 
     def _of_thread(self) -> dict[str, Any]:
         """Return the fields of the message that the calling thread is handling."""

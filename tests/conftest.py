@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import textwrap
@@ -15,9 +16,31 @@ from peer import Peer
 from privilege import NODES
 from proxy import Proxy
 
-from rpcd.ops.rabbitmq import PrivateNode
+from rpcd.ops import ports
+from rpcd.ops.rabbitmq import PrivateNode, answers
 
 logging.getLogger("pika").setLevel(logging.CRITICAL + 1)  # pages for each refused connection; a failed test shows the error
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the tests: gw0, gw1, ...
+    ports.keep_to(int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+TOGETHER = {"core", "amqp"}
+"""Folders whose files stay whole when processes share the tests: their tests are too short to be handed out one by one."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module in one process, so that it is set up once; see `script/test`."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid} has another name in every process; write ids=label (tests/support/named.py)"
+            )
+        shared = (each for known in item._fixtureinfo.name2fixturedefs.values() for each in known if each.scope == "module")
+        if item.path.parent.name in TOGETHER or any(shared):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
+
 
 BATCH = 25
 """Virtual hosts made by one call of rabbitmqctl, which takes half a second however many there are."""
@@ -105,6 +128,23 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
     yield begin
     for daemon in running:
         daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def sick_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """A broker that all tests of one module may hurt; each leaves it running."""
+    yield from make_node(tmp_path_factory, "sick-node")
+
+
+@pytest.fixture
+def sick_url(sick_node: PrivateNode) -> str:
+    """The URL of a fresh virtual host on the sick node."""
+    if not answers(sick_node.port):  # the test before has failed half-way
+        sick_node.stop()
+        sick_node.start()
+    name = f"sick{secrets.token_hex(4)}"
+    sick_node.add_virtual_hosts([name])
+    return sick_node.url(name)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Writes the pages that are generated from the code: every setting, the outcome table, exit codes, commands.
+"""Writes the pages that are generated from the code: every setting, the outcome table, exit codes, commands, metrics.
 
 They go to docs/reference/generated, anew at every build, so they can't disagree with the program.
 """
@@ -15,6 +15,7 @@ from rpcd.cli import main
 from rpcd.core import settings
 from rpcd.core.errors import ExitCode
 from rpcd.core.outcome import TABLE
+from rpcd.ops.metrics import FAMILIES
 
 SECTIONS = (
     ("[broker]", settings.Broker),
@@ -127,11 +128,22 @@ def commands_page():
     return "\n".join(text)
 
 
+def metrics_page():
+    """Return the page of all metrics, from the table that they are read by."""
+    rows = [
+        f"| `{each.shown}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {cell(each.sentence)} |"
+        for each in FAMILIES
+    ]
+    see = "What to do with them: [metrics](../../guide/metrics.md)."
+    return "\n".join(["# Metrics", "", see, "", "| metric | type | labels | what it says |", "|---|---|---|---|", *rows, ""])
+
+
 PAGES = {
     "settings": settings_page,
     "outcomes": outcomes_page,
     "exit-codes": exit_codes_page,
     "commands": commands_page,
+    "metrics": metrics_page,
 }
 
 

@@ -135,7 +135,7 @@ class Connection:
             seconds = self._broker.login_patience / (LOGIN_TRIES - 1)
         else:
             self._logins = 0  # other trouble in between: what was refused then says nothing of now
-            seconds = LONGEST_PAUSE if isinstance(error, BrokerRefused) else seconds
+            seconds = LONGEST_PAUSE if isinstance(error, BrokerRefused) and not self.served else seconds
         self._failures += 1
         if isinstance(error, LoginRefused):
             error = login_refusal(error, self._broker.address)
@@ -146,7 +146,8 @@ class Connection:
         if not self._wanted:
             return
         # what was just told as the end of the process is not to be followed by the promise of another try
-        level = logging.DEBUG if text == known or error is self._told else logging.WARNING
+        level = logging.ERROR if isinstance(error, BrokerRefused) and self.served else logging.WARNING
+        level = logging.DEBUG if text == known or error is self._told else level
         log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
         self._waiting = deferLater(self._broker.reactor, seconds)
         with contextlib.suppress(CancelledError):  # told to stop

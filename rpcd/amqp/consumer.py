@@ -14,6 +14,7 @@ from rpcd.amqp.crew import Finished
 from rpcd.amqp.declare import STEP_SECONDS, carry_out, consume_refusal
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.drain import drain
+from rpcd.amqp.ends import tell_end
 from rpcd.amqp.outcomes import OutcomePublisher
 from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
@@ -23,11 +24,12 @@ from rpcd.amqp.settlement import Settlement
 from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating, unless
 from rpcd.amqp.workers import Workers
-from rpcd.core.errors import ChannelClosed, RpcdError, TimeLimitPassed
+from rpcd.core.copies import archive_queue, retry_queue
+from rpcd.core.errors import ChannelClosed, ConsumerCancelled, RpcdError, TimeLimitPassed
 from rpcd.core.handler import all_async
 from rpcd.core.message import Source, delivered
 from rpcd.core.pipeline import Job
-from rpcd.core.stats import Stats
+from rpcd.core.stats import Durations, Stats
 from rpcd.core.verdict import Halt
 from rpcd.core.wire import Properties
 
@@ -45,6 +47,7 @@ class Consumer:
         self.name = plan.name
         self.plan = plan
         self.stats = Stats()
+        self.durations = Durations()
         self.draining = False
         self.paused = False
         self.halted: str | None = None
@@ -64,6 +67,8 @@ class Consumer:
         self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
+        steps = plan.section.steps.milliseconds
+        self._copies = [archive_queue(plan.title), *(retry_queue(plan.title, step) for step in steps)]
         self._overseer = overseer
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._tag = ""
@@ -96,8 +101,26 @@ class Consumer:
             return f"halted: {self.halted}"
         if self.connection.trouble is not None:
             return None if self.draining else self.connection.trouble
+        if self.blocked is not None:
+            return f"the broker blocks it: {self.blocked}"
+        full = ", ".join(self.full)
+        return f"the broker refuses copies to {full}; it is full, or a policy limits it" if full else None
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the broker has blocked this connection (an alarm); None if it has not."""
         protocol = self.connection.protocol
-        return f"the broker blocks it: {protocol.blocked}" if protocol is not None and protocol.blocked is not None else None
+        return protocol.blocked if protocol is not None else None
+
+    @property
+    def full(self) -> list[str]:
+        """The retry and archive queues of its own that took no copy when they were last tried."""
+        return [queue for queue in self._copies if self._publisher.copies.refuses(queue)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it consumes, or is paused, and what it gives up can be kept."""
+        return self.state in ("consuming", "paused") and not self.full
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""
@@ -140,6 +163,8 @@ class Consumer:
         section = self.plan.section
         log.info("consuming, workers: %s, prefetch: %s", section.workers, section.window, extra=self._fields())
         self._overseer.consuming(self)
+        version = protocol.broker_version
+        channel.when_closed(lambda reason: tell_end(reason, self.workers.running, version, time.time(), self._fields()))
         await ended.wait()
 
     async def _consume(self, channel: Channel, queue: str) -> None:
@@ -163,6 +188,9 @@ class Consumer:
         log.info("a reply came back, its caller has gone: %s %s, key %s", code, text, routing_key, extra=extra)
 
     def _on_channel_gone(self, reason: Exception) -> None:
+        if isinstance(reason, ChannelClosed):
+            self.stats.channel_error(reason.code, reason.text)
+        self.stats.cancelled += isinstance(reason, ConsumerCancelled)
         if self.draining and not self.settlement.ledger.closed:
             self.went_back += self.settlement.ledger.unsettled
         unstarted = self.workers.take_back()
@@ -189,6 +217,7 @@ class Consumer:
     def _on_finished(self, jobs: list[Job]) -> None:
         try:
             self.settlement.finished(jobs)
+            self.durations.add(jobs)
         except Exception:
             log.critical("a fault of rpcd while settling", exc_info=True, extra=self._fields())
             self.connection.again("messages could not be settled")  # the broker delivers them again

@@ -40,6 +40,16 @@ class Crew:
         self._mutex = threading.Lock()
         self._lanes: Lanes[Job] = Lanes()
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs have come and not been taken, those that wait in a lane left out."""
+        return len(self._jobs)
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """How many keys are held, and how many jobs wait for one of them."""
+        return len(self._lanes), self._lanes.parked
+
     def hold(self) -> None:
         """Start no further job; running ones go on."""
         self.held = True

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import bounded
+from rpcd.amqp.waiting import Once, WaitTooLong, bounded
 from rpcd.core.address import Address
 from rpcd.core.errors import (
     HARD_ERRORS,
@@ -204,20 +204,32 @@ async def probe_default_exchange(protocol: AmqpProtocol, purpose: str) -> None:
     Publishes a message that no queue takes, with a confirm, on a channel of its own: permission is only ever checked then.
     """
     channel = await open_channel(protocol)
-    confirmed: Deferred[None] = Deferred()
+    confirmed = Once()
     await bounded(
-        channel.confirm(lambda *_confirm: None if confirmed.called else confirmed.callback(None), lambda *_returned: None),
+        channel.confirm(lambda *_confirm: confirmed.fire(), lambda *_returned: None),
         STEP_SECONDS,
         protocol.clock,
         "switching confirms on",
     )
-    channel.when_closed(lambda reason: None if confirmed.called else confirmed.errback(reason))
+    channel.when_closed(confirmed.fail)
     channel.publish(Outgoing("", f"rpcd.probe.{uuid.uuid4()}", b"", write_properties(Properties())))
     try:
-        await bounded(confirmed, STEP_SECONDS, protocol.clock, "the confirm of a probe")
+        await _unless_blocked(protocol, confirmed)
     except ChannelClosed as error:
         if error.code != ReplyCode.ACCESS_REFUSED:
             raise
         remedy = "grant the permission `write` on `^amq\\.default$`"
         raise BrokerRefused(f"the broker refused to let rpcd {purpose}: {error}; {remedy}", ExitCode.NOPERM) from error
     await close(channel)
+
+
+async def _unless_blocked(protocol: AmqpProtocol, confirmed: Once) -> None:
+    """Wait for the confirm of a probe; an alarm, which stops the broker from reading, may last longer than that."""
+    while True:
+        try:
+            await bounded(confirmed.wait(), STEP_SECONDS, protocol.clock, "the confirm of a probe")
+        except WaitTooLong:
+            if protocol.blocked is None:
+                raise
+        else:
+            return

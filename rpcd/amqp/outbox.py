@@ -16,6 +16,7 @@ Theory. Every publication has a number on its channel, counted from 1 by both si
 A publication may therefore arrive twice; it is never silently lost.
 """
 
+import logging
 import re
 import time
 from collections import OrderedDict, deque
@@ -36,7 +37,8 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Outgoing
-from rpcd.core.tables import Headers
+from rpcd.core.stats import OutboxStats
+from rpcd.core.tables import Headers, ShortString
 from rpcd.core.wire import Properties
 
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
@@ -48,6 +50,14 @@ NACK_PAUSES = (0.1, 5.0)
 STRIKES = 3
 """How often a publication may be alone on its way when the broker closes the connection: others use it, too."""
 
+REFUSED_KEPT = 600.0
+"""Seconds for which a queue counts as full after its last refusal, unless it takes something before."""
+
+MOST_REFUSING = 1000
+"""Queues that are remembered as full."""
+
+log = logging.getLogger("rpcd.publisher")
+
 _NAMED = re.compile(r"exchange '(?P<exchange>[^']*)'")
 _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
 
@@ -55,11 +65,12 @@ _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
 class Pending:
     """One publication on its way."""
 
-    __slots__ = ("deferred", "expires", "nacks", "outgoing", "returned", "sent", "strikes")
+    __slots__ = ("again", "deferred", "expires", "nacks", "outgoing", "returned", "sent", "strikes")
 
-    def __init__(self, outgoing: Outgoing, expires: float) -> None:
-        """Take a publication and the (monotonic) time at which it is too late."""
+    def __init__(self, outgoing: Outgoing, expires: float, again: Callable[[], None] | None = None) -> None:
+        """Take a publication and the (monotonic) time at which it is too late; `again` is told when it is sent anew."""
         self.outgoing = outgoing
+        self.again = again
         self.expires = expires
         self.deferred: Deferred[None] = Deferred()
         self.sent = 0.0
@@ -82,6 +93,8 @@ class Outbox:
     def __init__(self, reactor: Any, confirm_timeout: float, publish_timeout: float) -> None:
         """Prepare an outbox without a channel; what is published waits for one."""
         self.blocked = False
+        self.stats = OutboxStats()
+        self._refusing: dict[ShortString, float] = {}
         self._reactor = reactor
         self._confirm_timeout = confirm_timeout
         self._publish_timeout = publish_timeout
@@ -93,13 +106,27 @@ class Outbox:
         self._backlog: deque[Pending] = deque()
         self._one_at_a_time = 0
         self._blocked_since = 0.0
+        self._pausing = 0
 
     def __len__(self) -> int:
-        return len(self._flying) + len(self._backlog)
+        return len(self._flying) + len(self._backlog) + self._pausing
 
-    def publish(self, outgoing: Outgoing) -> Deferred[None]:
-        """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout."""
-        pending = Pending(outgoing, time.monotonic() + self._publish_timeout)
+    @property
+    def unconfirmed(self) -> int:
+        """How many publications are written and not confirmed; all others wait to be written."""
+        return len(self._flying)
+
+    def refuses(self, queue: str) -> bool:
+        """Tell whether the broker refused what was last published straight to a queue: it is full, for all we know."""
+        since = self._refusing.get(queue)
+        return since is not None and time.monotonic() - since < REFUSED_KEPT
+
+    def publish(self, outgoing: Outgoing, again: Callable[[], None] | None = None) -> Deferred[None]:
+        """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout.
+
+        `again` is called whenever it is sent anew, because its channel was lost: it may arrive twice then.
+        """
+        pending = Pending(outgoing, time.monotonic() + self._publish_timeout, again)
         self._backlog.append(pending)
         self._send()
         return pending.deferred
@@ -124,6 +151,7 @@ class Outbox:
             try:
                 channel.publish(pending.outgoing)
             except Exception as error:  # noqa: BLE001  # nothing was written, so it takes no number
+                self.stats.refused += 1
                 pending.finish(PublishRefused(f"it can't be written: {error}"))
                 continue
             pending.sent, pending.returned = time.monotonic(), None
@@ -153,21 +181,45 @@ class Outbox:
         if not taken:
             self._nacked(pending)
         elif pending.returned is not None:
+            self.stats.unroutable += 1
             pending.finish(Unroutable(pending.returned))
         else:
+            self.stats.confirmed += 1
+            if self._refusing:
+                self._note_room(pending.outgoing)
             pending.finish()
 
     def _nacked(self, pending: Pending) -> None:
         pause = min(NACK_PAUSES[1], NACK_PAUSES[0] * 2**pending.nacks)
         pending.nacks += 1
+        self.stats.nacked += 1
+        self._note_refusal(pending.outgoing)
         if time.monotonic() + pause >= pending.expires:
+            self.stats.late += not pending.deferred.called
             pending.finish(
                 PublishTimeout(f"the broker refused to take it for {self._publish_timeout:g} s (is the queue full?)")
             )
         else:
+            self._pausing += 1
             self._reactor.callLater(pause, self._again, pending)
 
+    def _note_refusal(self, outgoing: Outgoing) -> None:
+        if outgoing.exchange:
+            return
+        queue = outgoing.routing_key
+        if len(self._refusing) >= MOST_REFUSING:
+            self._refusing.clear()
+        if queue not in self._refusing:
+            said = "the broker does not take what goes to queue %r (is it full?); trying again for %g s"
+            log.warning(said, queue, self._publish_timeout)
+        self._refusing[queue] = time.monotonic()
+
+    def _note_room(self, outgoing: Outgoing) -> None:
+        if not outgoing.exchange and self._refusing.pop(outgoing.routing_key, None) is not None:
+            log.info("the broker takes again what goes to queue %r", outgoing.routing_key)
+
     def _again(self, pending: Pending) -> None:
+        self._pausing -= 1
         self._backlog.append(pending)
         self._send()
 
@@ -196,7 +248,13 @@ class Outbox:
         elif isinstance(reason, ConnectionLost) and reason.code in (*HARD_ERRORS, ReplyCode.INTERNAL_ERROR):
             guilty = struck(flying)
             self._one_at_a_time = len(flying)
-        self._backlog.extendleft(reversed([each for each in flying if each not in guilty]))
+        innocent = [each for each in flying if each not in guilty]
+        self._backlog.extendleft(reversed(innocent))
+        self.stats.republished += len(innocent)
+        for each in innocent:
+            if each.again is not None:
+                each.again()
+        self.stats.refused += len(guilty)
         for each in guilty:
             each.finish(PublishRefused(f"the broker refused it: {reason}"))
 
@@ -219,10 +277,13 @@ class Outbox:
         if self.blocked:
             return
         for pending in [each for each in (*self._flying.values(), *self._backlog) if each.expires <= now]:
+            self.stats.late += not pending.deferred.called
             pending.finish(PublishTimeout(f"not confirmed within {self._publish_timeout:g} s"))
         self._backlog = deque(each for each in self._backlog if not each.deferred.called)
         oldest = next(iter(self._flying.values()), None)
         if oldest is not None and now - oldest.sent > self._confirm_timeout:
+            self.stats.silences += 1
+            log.warning("no confirm for %g s; to be published again: %s", self._confirm_timeout, len(self._flying))
             self._drop(f"no confirm for {self._confirm_timeout:g} s")
 
 

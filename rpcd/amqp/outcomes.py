@@ -103,10 +103,11 @@ class OutcomePublisher:
         if reply is None or self.on_own_channel(reply):
             return outcome
         try:
-            await self.publisher.publish(reply)
+            await self.publisher.publish(reply, self._reply_again)
             self.stats.replied += 1
         except Unroutable:
             self.stats.replies_unroutable += 1  # the caller has gone; its request is done all the same
+            log.info("a reply came back, its caller has gone: key %s", reply.routing_key, extra=fields(job.message, outcome))
         except PublishError as error:
             self.stats.publish_failures += 1
             if outcome.verdict is not Verdict.ACK:
@@ -115,6 +116,9 @@ class OutcomePublisher:
                 return await self._refused(job, error)
         outcome.reply = None
         return outcome
+
+    def _reply_again(self) -> None:
+        self.stats.replies_republished += 1
 
     async def _refused(self, job: Job, error: PublishError) -> Outcome:
         """Judge a refused reply by policy; a failure that can't be told either leaves the message in the archive."""

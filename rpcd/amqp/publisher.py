@@ -20,6 +20,7 @@ from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import Once, bounded, repeating, unless
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
 from rpcd.core.message import Outgoing
+from rpcd.core.stats import bump
 from rpcd.core.topology import Declaration
 
 SWEEP_SECONDS = 1.0
@@ -48,15 +49,25 @@ class Publisher:
         self.copies = Outbox(broker.reactor, confirm_timeout, publish_timeout)
         self.publications = Outbox(broker.reactor, confirm_timeout, publish_timeout)
         self.ready = Once()
+        self.connections = 0
+        """How often it could publish anew; reconnects are those after the first."""
         self.connection = Connection("publisher", title, broker, self._serve, refused)
         self._plan = plan
         self._reactor = broker.reactor
         self._sweeping = repeating(self._sweep, broker.reactor)
 
     @property
-    def blocked(self) -> bool:
-        """Whether the broker has blocked the connection (an alarm)."""
-        return self.copies.blocked
+    def blocked(self) -> str | None:
+        """Why the broker has blocked the connection (an alarm); None if it has not."""
+        protocol = self.connection.protocol
+        return protocol.blocked if protocol is not None else None
+
+    @property
+    def why(self) -> str | None:
+        """Why nothing can be published right now; None if it can."""
+        if self.blocked is not None:  # perhaps at the start, before it could do anything
+            return f"the broker blocks it: {self.blocked}"
+        return self.connection.trouble
 
     def start(self) -> None:
         """Begin to connect; publications wait until it is possible."""
@@ -73,9 +84,9 @@ class Publisher:
         """Publish a copy; see `Outbox.publish`."""
         return self.copies.publish(outgoing)
 
-    def publish(self, outgoing: Outgoing) -> Deferred[None]:
+    def publish(self, outgoing: Outgoing, again: Callable[[], None] | None = None) -> Deferred[None]:
         """Publish what a handler or a user wants published; see `Outbox.publish`."""
-        return self.publications.publish(outgoing)
+        return self.publications.publish(outgoing, again)
 
     def _sweep(self) -> None:
         self.copies.sweep()
@@ -90,6 +101,7 @@ class Publisher:
         await self._open(protocol, self.copies, ended)
         await self._open(protocol, self.publications, ended)
         self.connection.serving()
+        self.connections += 1
         await self._declare(protocol, ended)
         self.ready.fire()
         await ended.wait()
@@ -123,6 +135,7 @@ class Publisher:
         def closed(reason: Exception) -> None:
             if isinstance(reason, ChannelClosed) and not protocol.is_lost:
                 log.warning("the broker closed a publishing channel: %s", reason)
+                bump(outbox.stats.channel_errors, reason.code)
                 Deferred.fromCoroutine(self._open(protocol, outbox, ended)).addErrback(failed)
 
         await bounded(

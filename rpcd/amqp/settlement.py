@@ -114,9 +114,11 @@ class Settlement:
         if known is None:
             return False
         self._stats.joined += 1
+        self._stats.duplicates_suppressed += known.outcome is not None
         if known.outcome is None and known.job is not None:
             known.job.joined = job
         elif known.outcome is not None:
+            self._stats.replies_republished += known.outcome.reply is not None
             self._adopt(job, known.job, known.outcome)
         return True
 
@@ -191,6 +193,7 @@ class Settlement:
         channel.publish(reply)
         self._stats.replied += 1
         if not reply.mandatory:
+            self._stats.replies_direct += 1
             self._direct_replies.append(_identity(job))
 
     def claim(self, job: Job, outcome: Outcome) -> None:

@@ -244,6 +244,7 @@ class Tasks(Crew):
                 self.halt()
             if error is not None and instance.is_spent_by(error):
                 self._instances.replace(instance, job, error)
+            job.seconds = time.monotonic() - running.since
             self._results.append(job)
             if not self._scheduled:
                 self._scheduled = True

@@ -240,6 +240,7 @@ class Workers(Crew):
 
     def _finish(self, worker: Worker, job: Job, *, stays: bool) -> Job | None:
         """Hand in a finished job, let go of it, and return the next one of its lane for a worker that stays."""
+        job.seconds = time.monotonic() - worker.since
         self._results.append(job)
         following = self._leave_lane(job, worker if stays else None)
         worker.job = following

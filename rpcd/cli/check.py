@@ -18,11 +18,14 @@ from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble
 from rpcd.core import overlay
 from rpcd.core.address import address
+from rpcd.core.caution import cautions
 from rpcd.core.errors import BrokerRefused, ExitCode, Problem, SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Declaration, plan_rest
+from rpcd.core.versions import Advice, Version, advise
 from rpcd.files import parse
+from rpcd.ops import health
 
 
 @click.command()
@@ -41,6 +44,8 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
 
     Nothing is run but their imports. Every mistake is shown at once, with its place and the way out.
 
+    What another version of RabbitMQ does differently with it is told as advice; with --broker, what this broker's does.
+
     Exit code: 0 if all is well, 69 if the broker can't be reached, 77 if a permission is missing, 78 if the config or an
     existing queue is wrong.
 
@@ -58,12 +63,20 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
     if broker and virtual_host not in assembled:
         what, known = "the file has no consumers of its own", ", ".join(map(str, assembled))
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
-    findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else []
+    version, findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else ((), None)
+    told = [assembled[virtual_host]] if broker else assembled.values()
+    advice = list(dict.fromkeys(each for settings, _ in told for each in [*advise(settings, version), *_other(settings)]))
+    plans = {way: plans for way, (_, plans) in assembled.items()}
     if as_json:
-        _print_json({way: plans for way, (_, plans) in assembled.items()}, findings if broker else None)
+        _print_json(plans, findings, advice)
     else:
-        _print(config, {way: plans for way, (_, plans) in assembled.items()}, findings)
-    sys.exit(_code(findings))
+        _print(config, plans, findings or [], advice)
+    sys.exit(_code(findings or [], advice))
+
+
+def _other(settings: Settings) -> list[Advice]:
+    said = [Problem("service.http", said) for said in health.warnings(settings.service.http)]
+    return list(map(Advice, [*cautions(settings), *said]))
 
 
 def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[Settings, list[Plan]]]:
@@ -103,12 +116,16 @@ def _wrong(problems: Sequence[Problem], code: int, as_json: bool) -> NoReturn:
     """Show the problems in the form that was asked for, and end."""
     if not as_json:
         end("\n".join(map(str, problems)), code)
-    found = [{"path": problem.path, "what": problem.what, "remedy": problem.remedy} for problem in problems]
-    say(json_line({"ok": False, "problems": found}))
+    say(json_line({"ok": False, "problems": [_told(problem) for problem in problems]}))
     sys.exit(int(code))
 
 
-def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool) -> list[Finding]:
+def _told(problem: Problem) -> dict[str, str]:
+    return {"path": problem.path, "what": problem.what, "remedy": problem.remedy}
+
+
+def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool) -> tuple[Version, list[Finding]]:
+    """Try everything on the broker; return its version and what came of each step."""
     steps: list[Declaration] = []
     for item in [item for plan in plans for item in plan.declarations] + plan_rest(settings):
         if item not in steps:
@@ -118,12 +135,15 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
 
     rehearsal = Rehearsal()
     left: list[str] = []
+    versions: list[Version] = []
 
     interrupted = Once()
 
     async def work(connect: Connect) -> list[Finding]:
         going_on = itertools.takewhile(lambda _step: not interrupted.happened, steps)
-        running = Deferred.fromCoroutine(rehearsal.run(await connect(), going_on, consumed, replies))
+        protocol = await connect()
+        versions.append(protocol.broker_version)
+        running = Deferred.fromCoroutine(rehearsal.run(protocol, going_on, consumed, replies))
         try:
             return await unless(Once(), running)
         except CancelledError:
@@ -143,7 +163,7 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
     findings = talk(Where(address(settings.broker, heartbeat(os.environ)), source), work, failed)
     for name in left:
         tell(f"left behind, because it is in use by now: {name}")
-    return findings
+    return versions[0], findings
 
 
 def _handlers(plan: Plan) -> str:
@@ -154,16 +174,18 @@ def _handlers(plan: Plan) -> str:
     return "\n".join(f"{exchange} -> {path}" for exchange, path in zip(plan.exchanges, paths, strict=True))
 
 
-def _code(findings: list[Finding]) -> int:
+def _code(findings: list[Finding], advice: list[Advice]) -> int:
     codes = [
         finding.error.exit_code if isinstance(finding.error, BrokerRefused) else ExitCode.CONFIG
         for finding in findings
         if finding.error
     ]
-    return int(max(codes, default=0))
+    return int(max([*codes, *(ExitCode.CONFIG for each in advice if each.grave)], default=0))
 
 
-def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None) -> None:
+def _print_json(
+    assembled: Mapping[str | None, list[Plan]], findings: list[Finding] | None, advice: Sequence[Advice]
+) -> None:
     """Print everything that the tables show; `broker` is null if nobody has asked it."""
     keys = ("name", "queue", "handler", "workers", "prefetch", "on_error")
     consumers = [
@@ -176,11 +198,14 @@ def _print_json(assembled: Mapping[str | None, list[Plan]], findings: list[Findi
         {"path": each.path, "what": each.what, "result": each.result, "error": str(each.error) if each.error else None}
         for each in findings or ()
     ]
-    ok = not any(row["error"] for row in rows)
-    say(json_line({"ok": ok, "consumers": consumers, "broker": None if findings is None else rows}))
+    ok = not (any(row["error"] for row in rows) or any(each.grave for each in advice))
+    notes = [{**_told(each.problem), "grave": each.grave} for each in advice]
+    say(json_line({"ok": ok, "consumers": consumers, "broker": None if findings is None else rows, "advice": notes}))
 
 
-def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding]) -> None:
+def _print(
+    config: str, assembled: Mapping[str | None, list[Plan]], findings: list[Finding], advice: Sequence[Advice]
+) -> None:
     several = ("virtual host",) if len(assembled) > 1 else ()
     columns = ("consumer", "queue", "handler", "workers", "prefetch", "on_error", *several)
     table(columns, [(*_row(plan), *([way or ""] if several else [])) for way, plans in assembled.items() for plan in plans])
@@ -190,7 +215,9 @@ def _print(config: str, assembled: Mapping[str | None, list[Plan]], findings: li
     errors = [finding for finding in findings if finding.error]
     for finding in errors:
         tell(str(finding.error))
-    if not errors:
+    for each in advice:
+        tell(f"{'error' if each.grave else 'advice'}: {each}")
+    if not (errors or any(each.grave for each in advice)):
         say(f"\n{config}: all is well")
 
 

@@ -169,5 +169,8 @@ def show_report(report: dict[str, Any]) -> None:
     say(printable(f"rpcd {report['version']}, pid {report['pid']}, {report['broker']}: {report['state']}"))
     if report.get("refused"):
         say(printable(f"the last reload was refused: {report['refused']}"))
+    publisher = report.get("publisher")
+    if publisher and publisher["why"]:
+        say(printable(f"{'publishing' if publisher['connected'] else 'not publishing'}: {publisher['why']}"))
     rows = [["" if each[name] is None else str(each[name]) for name in columns] for each in report["consumers"]]
     table(["consumer", *columns[1:]], rows)

@@ -17,6 +17,11 @@ class Lanes(Generic[JobT]):
     def __len__(self) -> int:
         return len(self._parked)
 
+    @property
+    def parked(self) -> int:
+        """How many jobs are parked; needs no mutex, for copying the lanes is one step of the interpreter."""
+        return sum(map(len, list(self._parked.values())))
+
     def enter(self, key: Hashable, job: JobT) -> bool:
         """Take the lane of a key and return True, or park the job behind the one that has it and return False."""
         parked = self._parked.get(key)

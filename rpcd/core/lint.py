@@ -11,6 +11,7 @@ from rpcd.core.retry import milliseconds
 from rpcd.core.routes import lane_key
 from rpcd.core.settings import Consumer, Exchange, Queue, Settings
 from rpcd.core.tables import MAX_SHORT, table
+from rpcd.core.topology import kind_of
 
 MAX_16_BITS = 65535
 """The largest heartbeat and prefetch: AMQP has 16 bits for each."""
@@ -23,6 +24,12 @@ LONGEST_SOCKET = 107
 
 SMALLEST_REPLY = 1024
 """Bytes that a reply must be allowed to have, so that a failure can always be told."""
+
+_NOT_FOR = {
+    "quorum": {"x-max-priority", "x-queue-mode", "x-queue-version", "x-queue-master-locator"},
+    "classic": {"x-delivery-limit", "x-max-in-memory-length", "x-max-in-memory-bytes", "x-quorum-initial-group-size"},
+}
+"""Arguments that every version of the broker refuses for queues of a type."""
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*|\.[^\W\d]\w*)")
 
@@ -131,6 +138,10 @@ def _queues(settings: Settings) -> Iterator[Problem]:
             )
         if queue.passive and not name:
             yield Problem(path, "a queue that the broker names can't be passive", "give its name, or drop passive")
+        kind = kind_of(settings, key)
+        for argument in sorted(set(queue.arguments) & _NOT_FOR.get(kind, set())) if not queue.passive else ():
+            what = f"the broker refuses it for a {kind} queue"
+            yield Problem(f"{path}.arguments.{argument}", what, "remove it, or choose another type")
 
 
 def _arguments(path: str, arguments: Mapping[str, Any]) -> Iterator[Problem]:

@@ -21,7 +21,20 @@ class Job:
     when the reactor has an outcome for it, and is touched there only: what comes later for the same job counts for nothing.
     """
 
-    __slots__ = ("claimed", "entered", "identity", "joined", "key", "ledger", "message", "outcome", "route", "tag", "waiter")
+    __slots__ = (
+        "claimed",
+        "entered",
+        "identity",
+        "joined",
+        "key",
+        "ledger",
+        "message",
+        "outcome",
+        "route",
+        "seconds",
+        "tag",
+        "waiter",
+    )
 
     def __init__(self, message: Message[Any], route: Route, ledger: Ledger, tag: int) -> None:
         """Bind a message to its route and to the ledger and tag that it must be settled with."""
@@ -34,6 +47,8 @@ class Job:
         self.entered = False
         self.outcome: Outcome | None = None
         self.claimed = False
+        self.seconds = 0.0
+        """How long a worker had it in hand, once it has let go of it."""
         self.joined: Job | None = None
         self.waiter: Callable[[], None] | None = None
 

@@ -86,7 +86,7 @@ class Service:
         "Path of a unix socket for `rpcd ctl`, relative to the config file's directory; only its owner may use it.", None
     )
     http: str | None = setting(
-        "Twisted endpoint on which health is told over HTTP: tcp:8001:interface=127.0.0.1, say.", None
+        "Twisted endpoint on which health and metrics are told over HTTP: tcp:8001:interface=127.0.0.1, say.", None
     )
     declare: bool = setting(
         "Whether rpcd declares exchanges, queues and bindings; if not, it checks that they are there.", True

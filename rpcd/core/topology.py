@@ -67,6 +67,14 @@ def ephemeral(settings: Settings, key: str) -> bool:
     return bool(queue.exclusive or queue.auto_delete or not name)
 
 
+def kind_of(settings: Settings, key: str) -> str:
+    """Return the type that a queue is declared with: classic or quorum, or what its arguments say."""
+    queue = settings.queues[key]
+    kind = queue.arguments.get("x-queue-type", queue.type)
+    fleeting = ephemeral(settings, key) or queue.durable is False
+    return str(kind) if kind is not None else "classic" if fleeting else "quorum"
+
+
 def plan_consumer(settings: Settings, consumer: str) -> list[Declaration]:
     """Return what one consumer needs: exchanges, archive and retry queues, the queue, its bindings, in that order."""
     section = settings.consumers[consumer]

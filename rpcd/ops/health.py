@@ -1,4 +1,4 @@
-"""Health over HTTP: `/live` says that the process turns, `/ready` that every consumer consumes, or which does not."""
+"""Over HTTP: `/live` says that the process turns, `/ready` that every consumer consumes, or which does not; `/metrics`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,13 @@ from twisted.internet.endpoints import serverFromString
 
 Report = Callable[[], Mapping[str, Any]]
 
-NOT_ALLOWED, NOT_FOUND, UNAVAILABLE = 405, 404, 503
+Metrics = Callable[[str], tuple[bytes, str]]
+"""Takes the Accept header of a scrape; returns body and content type."""
+
+Page = tuple[int, bytes, str]
+"""Status, body and content type."""
+
+NOT_FOUND, UNAVAILABLE = 404, 503
 
 LARGEST_PORT = 65535
 
@@ -41,6 +47,18 @@ def problems(description: str | None) -> list[str]:
     return []
 
 
+def warnings(description: str | None) -> list[str]:
+    """Tell what an operator may not have meant: an endpoint that listens for everybody without saying so."""
+    if description is None or description.startswith(PASSED):
+        return []
+    found = endpoint(description, None)
+    inner = getattr(found, "_wrappedEndpoint", found)  # haproxy:tcp:8001, say
+    if not hasattr(inner, "_interface") or "interface=" in description:
+        return []
+    said = f"others on the network can ask {description}, which listens on all interfaces"
+    return [f"{said}; write interface=127.0.0.1, or interface=0.0.0.0 if that is meant"]
+
+
 def answer(path: bytes, report: Report) -> tuple[int, Mapping[str, Any]]:
     """Return status and document for a path."""
     if path == b"/live":
@@ -48,37 +66,18 @@ def answer(path: bytes, report: Report) -> tuple[int, Mapping[str, Any]]:
     if path == b"/ready":
         found = report()
         return 200 if found["ready"] else UNAVAILABLE, found
-    return NOT_FOUND, {"error": "there are /live and /ready"}
+    return NOT_FOUND, {"error": "there are /live, /ready and /metrics"}
 
 
-def listen(where: Any, report: Report) -> Deferred[Any]:
+def listen(where: Any, report: Report, metrics: Metrics) -> Deferred[Any]:
     """Listen on an endpoint; fires with the port."""
-    from twisted.web.resource import Resource  # noqa: PLC0415  # only who is configured to serve HTTP loads it
-    from twisted.web.server import Request, Site  # noqa: PLC0415  # the same
+    from rpcd.ops.site import Bounded, Pages, Quiet  # noqa: PLC0415  # only who is configured to serve HTTP loads it
 
-    class Health(Resource):
-        isLeaf = True  # noqa: N815  # Twisted's name
+    def page(path: bytes, accept: str) -> Page:
+        if path == b"/metrics":
+            return (200, *metrics(accept))
+        status, document = answer(path, report)
+        return status, msgspec.json.encode(document), "application/json"
 
-        def render(self, request: Request) -> bytes:
-            """Answer GET and HEAD."""
-            status, document = answer(request.path, report)
-            if request.method not in (b"GET", b"HEAD"):
-                status, document = NOT_ALLOWED, {"error": "there are GET and HEAD"}
-                request.setHeader(b"allow", b"GET, HEAD")
-            body = msgspec.json.encode(document)
-            request.setResponseCode(status)
-            request.setHeader(b"server", b"rpcd")
-            request.setHeader(b"content-type", b"application/json")
-            request.setHeader(b"cache-control", b"no-store")
-            request.setHeader(b"content-length", b"%d" % len(body))
-            return b"" if request.method == b"HEAD" else body
-
-    class Quiet(Site):
-        noisy = False
-        displayTracebacks = False  # noqa: N815  # Twisted's name
-
-        def log(self, request: Any) -> None:
-            """Leave requests out of the log: probes come every few seconds."""
-
-    listening: Deferred[Any] = where.listen(Quiet(Health()))  # type: ignore[no-untyped-call]
+    listening: Deferred[Any] = where.listen(Bounded(Quiet(Pages(page))))
     return listening

@@ -9,17 +9,18 @@ import contextlib
 import datetime as dt
 import logging
 import logging.config
-import logging.handlers
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, TextIO, cast
 
 import msgspec
 from twisted.logger import ILogObserver, LogEvent, Logger, LoggingFile, LogLevel, STDLibLogObserver
 from zope.interface import implementer
+
+from rpcd.ops.log_queue import LOG_QUEUE, QueuedHandler
+from rpcd.ops.log_targets import QueuedLine, ToDescriptor, ToFile
 
 FIELDS = ("connection", "consumer", "queue", "correlation_id", "message_id", "attempt", "verdict", "error")
 """What a line may tell about the message or connection that it is about, in this order."""
@@ -143,38 +144,6 @@ def _encodable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-class _Unfailing(logging.Handler):
-    """A log handler that never raises and never writes about itself: sys.stderr, where others do that, leads to it again."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format one record; a call that can't be formatted becomes one line that says so, and where it is."""
-        try:
-            return super().format(record)
-        except Exception as error:  # noqa: BLE001  # the arguments are the handlers' and may do anything
-            place, said = f"{record.pathname}:{record.lineno}", traceback.format_exception_only(error)[-1].strip()
-            told = logging.makeLogRecord({"name": record.name, "levelno": record.levelno, "levelname": record.levelname})
-            told.msg, told.args = "wrong log call at %s: %s", (place, said[:LONGEST_FIELD])
-            return super().format(told)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; opening a log file anew may fail, too."""
-        try:
-            super().emit(record)
-        except OSError:
-            self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
-        """Drop a record that can't be written: there is nowhere left to say so."""
-
-
-class ToStream(_Unfailing, logging.StreamHandler):  # type: ignore[type-arg]  # generic for type checkers alone until 3.11
-    """Writes lines to a stream."""
-
-
-class ToFile(_Unfailing, logging.handlers.WatchedFileHandler):
-    """Writes lines to a file, and opens it anew when it was moved."""
-
-
 class Steady(logging.Logger):
     """A logger that `disable_existing_loggers`, which is `dictConfig`'s default, leaves alone."""
 
@@ -195,7 +164,7 @@ class ToStandardLibrary:
 
     def __call__(self, event: LogEvent) -> None:
         """Pass one event on, unless it comes of passing one on: a log handler that fails may print, and that is logged."""
-        if getattr(self._thread, "passing", False):
+        if getattr(self._thread, "passing", False) or LOG_QUEUE.is_writing():
             return
         self._thread.passing = True
         try:
@@ -241,18 +210,14 @@ def printing_logged(observer: Any) -> Iterator[None]:
 def writer(form: str, stream: TextIO | None, path: str | None, fields: FieldsOfThread) -> logging.Handler:
     """Make the log handler that writes to a file at `path`, else to `stream`, if there is one: UTF-8, line by line.
 
-    The stream's descriptor gets a stream of its own: handlers may close or wrap the given one. Raises OSError for a path
-    that can't be written.
+    The stream's descriptor is written to, past the stream itself: handlers may close or wrap that.
+    Raises OSError for a path that can't be written.
     """
-    handler: logging.Handler
-    if path is not None:
-        handler = ToFile(path, encoding="utf-8", errors="backslashreplace")
-    elif stream is not None:
-        own = open(stream.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115  # for good
-        handler = ToStream(own)
-    else:
-        handler = logging.NullHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    target = ToFile(path) if path is not None else ToDescriptor(stream.fileno()) if stream is not None else None
+    if target is None:
+        return logging.NullHandler()
+    target.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    handler = QueuedLine(target)
     handler.addFilter(ThreadFields(fields))
     return handler
 
@@ -284,8 +249,11 @@ def install_file(path: str, fields: FieldsOfThread) -> None:
     with open(path, encoding="utf-8"):  # noqa: PTH123  # a missing file is a KeyError to it before Python 3.11.4
         pass
     logging.config.fileConfig(path, disable_existing_loggers=False)
-    for each in logging.getLogger().handlers:
-        each.addFilter(ThreadFields(fields))
+    known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in (each for each in known if isinstance(each, logging.Logger)):
+        logger.handlers[:] = [QueuedHandler(each) for each in logger.handlers]
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(ThreadFields(fields))
     quieten_pika()
 
 

@@ -6,19 +6,25 @@ no running service. Whoever starts a node ends it; `with private_node(directory)
 
 import contextlib
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from rpcd.ops.ports import answers, free_ports, listens
+
 START_SECONDS = 90.0
 """How long a node may take until it answers; a busy machine needs about ten seconds."""
+
+_TRIES = 5
+"""How often a new node is started, with other ports each time, while somebody else takes one that was free just before."""
+
+_TAKEN = ("eaddrinuse", "dist_port_already_used", "nodistribution")
+"""What the broker says if somebody else has its port, that of its distribution, or its epmd's."""
 
 _PLACES = (
     "/usr/lib/rabbitmq/bin",
@@ -37,12 +43,12 @@ loopback_users.guest = true
 """
 
 
-_PORTS = range(20_000, 32_000)
-"""Below the 32,768 and more that systems give to clients by themselves; see ip(7), ip_local_port_range."""
-
-
 class NodeError(RuntimeError):
     """The private node could not be started or did not do what it was told; the text says what RabbitMQ said."""
+
+
+class _PortTakenError(NodeError):
+    """Somebody else uses one of the node's ports."""
 
 
 def server_scripts(root: Path = Path("/")) -> Path | None:
@@ -58,33 +64,6 @@ def server_scripts(root: Path = Path("/")) -> Path | None:
         if (place / "rabbitmq-server").exists() and (place / "rabbitmq-env").exists():
             return place
     return None
-
-
-def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nobody uses right now, all different.
-
-    They lie below those that Linux gives to clients: a broker that restarts must find its port free, and a client that
-    tries to reach a port of its own range while nobody listens there may end up connected to itself.
-    """
-    found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            port = random.choice(_PORTS)  # noqa: S311  # any will do
-            with contextlib.suppress(OSError):  # in use: the next one
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                found.append(port)
-    return found
-
-
-def answers(port: int, seconds: float = 1.0) -> bool:
-    """Tell whether an AMQP server speaks on a loopback port; an open port alone does not mean a ready broker."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-            connection.settimeout(seconds)
-            connection.sendall(b"AMQP\x00\x00\x09\x01")
-            return bool(connection.recv(1))
-    except OSError:
-        return False
 
 
 def alive(pid: int) -> bool:
@@ -119,20 +98,25 @@ class PrivateNode:
         self._root = root
         self.directory = directory
         self.port, self.dist_port, self.epmd_port = free_ports(3)
+        self._is_new = True
+        self._extra_config = extra_config
         self.name = f"rpcd{secrets.token_hex(4)}@localhost"
         self._server: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
-        self._write(plugins, extra_config)
+        self._write(plugins)
+        self._configure()
 
-    def _write(self, plugins: Sequence[str], extra_config: str) -> None:
+    def _write(self, plugins: Sequence[str]) -> None:
         for part in ("home", "mnesia", "log", "gen"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
         cookie = self.directory / "home" / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)
-        (self.directory / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + extra_config)
         (self.directory / "enabled_plugins").write_text(f"[{','.join(plugins)}].")
         (self.directory / "env.conf").write_text("")
+
+    def _configure(self) -> None:
+        (self.directory / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + self._extra_config)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -176,10 +160,26 @@ class PrivateNode:
             raise NodeError(f"{self.name} is not running: {error}") from error
 
     def start(self) -> None:
-        """Start the node and wait until it answers; raise NodeError with its last words if it does not."""
+        """Start the node and wait until it answers; raise NodeError with its last words if it does not.
+
+        A node that starts for the first time takes other ports if somebody else was quicker; later it keeps them.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                self._start()
+            except _PortTakenError:
+                if not (left and self._is_new):
+                    raise
+                self.port, self.dist_port, self.epmd_port = free_ports(3)
+                self._configure()
+            else:
+                self._is_new = False
+                return
+
+    def _start(self) -> None:
         self._start_epmd()
         output = self.directory / "log" / "start.log"
-        with output.open("ab") as sink:
+        with output.open("wb") as sink:
             self._server = subprocess.Popen(
                 self._command(str(self._inside(self.scripts) / "rabbitmq-server")),
                 env=self.environment,
@@ -190,30 +190,51 @@ class PrivateNode:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_SECONDS
-        while not answers(self.port):
+        while not (self._is_up() and answers(self.port)):
             if self._server.poll() is not None or time.monotonic() > deadline:
-                words = output.read_text(errors="replace")[-2000:]
+                words = output.read_text(errors="replace")
                 self.stop()
-                raise NodeError(f"RabbitMQ did not start in {self.directory}:\n{words}")
+                error = _PortTakenError if any(sign in words for sign in _TAKEN) else NodeError
+                raise error(f"RabbitMQ did not start in {self.directory}:\n{words[-2000:]}")
             time.sleep(0.05)
+
+    def _is_up(self) -> bool:  # so that nobody else's answer on its port is taken for its own
+        with contextlib.suppress(NodeError):
+            return alive(self.pid)
+        return False
 
     def _start_epmd(self) -> None:
         """Start an epmd of our own, so that its pid is known and it ends with the node."""
         epmd = shutil.which("epmd") if self._root == Path("/") else "epmd"
-        if self._epmd is None and epmd:
-            self._epmd = subprocess.Popen(
-                self._command(epmd, "-port", str(self.epmd_port), "-address", "127.0.0.1"),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        if self._epmd is not None or not epmd:
+            return
+        taken = listens(self.epmd_port)
+        self._epmd = subprocess.Popen(
+            self._command(epmd, "-port", str(self.epmd_port), "-address", "127.0.0.1"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while not (taken or listens(self.epmd_port)) and self._epmd.poll() is None:
+            time.sleep(0.01)
+        if taken or self._epmd.poll() is not None:
+            self.stop()
+            raise _PortTakenError(f"epmd could not listen on port {self.epmd_port}")
 
     def kill(self) -> None:
         """End the broker by SIGKILL, as a crash would, and wait until its process is gone."""
         pid = self.pid
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        while alive(pid):
+            time.sleep(0.01)
+        self._reap()
+
+    def shut_down(self) -> None:
+        """End the broker in order, by SIGTERM, and wait until its process is gone; its epmd stays for the next start."""
+        pid = self.pid
+        os.kill(pid, signal.SIGTERM)
         while alive(pid):
             time.sleep(0.01)
         self._reap()

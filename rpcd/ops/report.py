@@ -19,7 +19,7 @@ VERDICTS = (OK, WARNING, CRITICAL, UNKNOWN)
 
 _REFUSED = "; the last reload was refused: "
 
-_FINE = re.compile(r"(consuming: [^;]*)?(; )?(?P<paused>paused: [^;]*)?")
+_FINE = re.compile(r"(consuming: [^;]*)?(; )?(?P<paused>paused: [^;]*)?(; publishing: [^;]*)?")
 
 
 def of_consumer(consumer: Any) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def of_consumer(consumer: Any) -> dict[str, Any]:
         "queue": consumer.plan.title,
         "state": consumer.state,
         "why": consumer.why,
+        "ready": consumer.ready,
         "workers": section.workers,
         "running": len(workers.running),
         "lost": workers.lost,
@@ -38,9 +39,23 @@ def of_consumer(consumer: Any) -> dict[str, Any]:
     }
 
 
-def is_ready(consumers: Iterable[Mapping[str, Any]]) -> bool:
-    """Tell whether every consumer consumes, but for those that an operator has paused."""
-    return all(each["state"] in ("consuming", "paused") for each in consumers)
+def of_publisher(publisher: Any) -> dict[str, Any]:
+    """Report on the publishing connection."""
+    return {
+        "connected": publisher.connection.trouble is None,
+        "why": publisher.why,
+        "pending": len(publisher.copies) + len(publisher.publications),
+    }
+
+
+def is_ready(consumers: Iterable[Mapping[str, Any]], publisher: Mapping[str, Any]) -> bool:
+    """Tell whether outcomes can be published, and every consumer works, but for those that an operator has paused."""
+    return publisher["connected"] and all(map(_is_well, consumers))
+
+
+def _is_well(consumer: Mapping[str, Any]) -> bool:
+    """Tell whether a consumer is as it should be; one of an older rpcd does not say so itself."""
+    return bool(consumer.get("ready", consumer["state"] in ("consuming", "paused")))
 
 
 def sentence(report: Mapping[str, Any]) -> str:
@@ -57,12 +72,11 @@ def sentence(report: Mapping[str, Any]) -> str:
     if state == STARTING and waiting:
         return f"connecting: {', '.join(waiting)}"
     parts = [f"{word}: {', '.join(found)}" for word in ("consuming", "paused") if (found := _shown(consumers, word))]
-    missing = [
-        f"{each['name']}: {each['why'] or 'the connection ended'}"
-        for each in consumers
-        if each["state"] not in ("consuming", "paused")
-    ]
+    missing = [f"{each['name']}: {each['why'] or 'the connection ended'}" for each in consumers if not _is_well(each)]
     parts += [f"not {'' if parts else 'consuming: '}{', '.join(missing)}"] if missing else []
+    publisher = report.get("publisher")
+    if publisher is not None and publisher["why"] is not None and state != STARTING:
+        parts.append(f"{'publishing' if publisher['connected'] else 'not publishing'}: {publisher['why']}".replace(";", ","))
     return "; ".join(parts) + (f"{_REFUSED}{report['refused']}" if report.get("refused") else "")
 
 
@@ -72,7 +86,7 @@ def _waits(consumer: Mapping[str, Any]) -> bool:
 
 def _shown(consumers: Iterable[Mapping[str, Any]], state: str) -> list[str]:
     """Name the consumers in a state, each with what hinders it; a semicolon ends a part of the sentence."""
-    found = (each for each in consumers if each["state"] == state)
+    found = (each for each in consumers if each["state"] == state and _is_well(each))
     return [(f"{each['name']} ({each['why']})" if each["why"] else each["name"]).replace(";", ",") for each in found]
 
 

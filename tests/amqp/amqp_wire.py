@@ -255,6 +255,8 @@ class Broker:
         """Methods that a test answers itself."""
         self.confirms = True
         """Whether publications are confirmed at once; else the test does it."""
+        self.probes = True
+        """The same for rpcd's probes."""
         self.missing: set[Any] = set()
         """Routing keys that lead nowhere: what is mandatory comes back."""
         self.full: set[Any] = set()
@@ -664,7 +666,7 @@ class Chan:
             self.give_back(published)
         if published.key in broker.queues and not published.exchange and published.key not in broker.missing:
             broker.queues[published.key].put(published.body, published.raw, key=published.key)
-        if self.confirming and (broker.confirms or str(published.key).startswith("rpcd.probe.")):
+        if self.confirming and (broker.probes if str(published.key).startswith("rpcd.probe.") else broker.confirms):
             self.confirm(published.number, taken=published.key not in broker.full)
 
     # To the client

@@ -184,6 +184,22 @@ def test_a_refusal_after_it_has_served_ends_nothing(bench: Callable[..., Bench],
     assert it.connection.trouble is None
 
 
+def test_a_refusal_after_it_has_served_is_tried_again_soon_then_seldom_and_said_once(
+    bench: Callable[..., Bench], broker: Broker, reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = bench().start()
+    it.raises = BrokerRefused("not any more", ExitCode.CONFIG)
+    caplog.clear()
+    broker.links[0].rst()
+    reactor.pass_time(12.0)
+    soon = len(broker.links)
+    assert soon >= 3
+    reactor.pass_time(600.0)
+    assert len(broker.links) - soon <= 600 / (LONGEST_PAUSE / 2)
+    (said,) = [record for record in caplog.records if "not any more" in record.message and record.levelname != "DEBUG"]
+    assert said.levelname == "ERROR"
+
+
 def test_a_refusal_at_first_start_is_told_once_each_time(bench: Callable[..., Bench], broker: Broker) -> None:
     it = bench()
     it.raises = BrokerRefused("other arguments", ExitCode.CONFIG)

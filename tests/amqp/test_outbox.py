@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from rpcd.amqp import outbox as module
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.outbox import NACK_PAUSES, STRIKES, Outbox
+from rpcd.amqp.outbox import NACK_PAUSES, REFUSED_KEPT, STRIKES, Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.copies import Circumstances, archive_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, PublishTimeout, Unroutable
@@ -300,6 +300,27 @@ def test_a_refused_publication_that_is_taken_later(ready: Bench) -> None:
     assert ends == [None]
 
 
+def test_what_is_not_taken_is_said_and_counted_once_until_it_is(ready: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    first, second = ready.publish("a", key="full"), ready.publish("b", key="full")
+    ready.chan.confirm(2, multiple=True, taken=False)
+    ready.reactor.run()
+    assert len(ready.outbox) == 2  # they wait for their next try
+    ready.reactor.pass_time(0.2, 0.05)
+    ready.chan.confirm(3, taken=False)
+    ready.chan.confirm(4)
+    ready.reactor.pass_time(0.4, 0.05)
+    ready.chan.confirm(5)
+    ready.reactor.run()
+    assert (first, second) == ([None], [None])
+    assert ready.outbox.stats.nacked == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "the broker does not take what goes to queue 'full' (is it full?); trying again for 60 s",
+        "the broker takes again what goes to queue 'full'",
+    ]
+    assert len(ready.outbox) == 0
+
+
 def test_a_pause_that_ends_without_a_channel(ready: Bench) -> None:
     ends = ready.publish("full")
     ready.chan.confirm(1, taken=False)
@@ -325,11 +346,13 @@ def test_silence_gives_the_channel_up_and_everything_is_sent_again(bench: Bench)
     assert bench.dropped == []
     bench.sweeping(1)
     assert bench.dropped == ["no confirm for 30 s"]
+    assert bench.outbox.stats.silences == 1
     assert (first, second, third) == ([], [None], [])
     channel.close()
     bench.reactor.run()
     bench.attach()
     assert [each.properties.message_id for each in bench.broker.published[3:]] == ["ta", "tc"]
+    assert bench.outbox.stats.republished == 2
     bench.chan.confirm(2, multiple=True)
     bench.reactor.run()
     assert (first, second, third) == ([None], [None], [None])
@@ -715,3 +738,51 @@ def test_a_lost_connection_is_nobodys_fault(ready: Bench, link: Link) -> None:
     assert isinstance(ready.protocol.cause(), ConnectionLost)
     assert (first, second) == ([], [])
     assert len(ready.outbox) == 2
+
+
+# What is counted ------------------------------------------------------------------------------------
+
+
+def test_a_queue_that_refused_is_known_as_full_until_it_takes_something(ready: Bench) -> None:
+    ready.publish("full", key="q.archive")
+    ready.chan.confirm(1, taken=False)
+    ready.reactor.run()
+    assert ready.outbox.refuses("q.archive")
+    assert not ready.outbox.refuses("other")
+    assert ready.outbox.stats.nacked == 1
+    ready.reactor.pass_time(NACK_PAUSES[0])
+    ready.reactor.run()
+    ready.chan.confirm(2)
+    ready.reactor.run()
+    assert not ready.outbox.refuses("q.archive")
+    assert ready.outbox.stats.confirmed == 1
+
+
+def test_a_refusal_of_long_ago_says_nothing_of_now(ready: Bench) -> None:
+    ready.publish("full", key="q.archive")
+    ready.chan.confirm(1, taken=False)
+    ready.reactor.run()
+    ready.reactor.pass_time(REFUSED_KEPT - 1)
+    assert ready.outbox.refuses("q.archive")
+    ready.reactor.pass_time(1)
+    assert not ready.outbox.refuses("q.archive")
+
+
+def test_queues_that_refuse_are_remembered_within_bounds(ready: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpcd.amqp.outbox.MOST_REFUSING", 2)
+    for number, name in enumerate("abc", start=1):
+        ready.publish(name)
+        ready.chan.confirm(number, taken=False)
+        ready.reactor.run()
+    assert [ready.outbox.refuses(name) for name in "abc"] == [False, False, True]
+
+
+def test_what_is_sent_again_is_counted_and_told(ready: Bench, link: Link) -> None:
+    told: list[str] = []
+    ready.outbox.publish(outgoing("a"), lambda: told.append("a"))
+    ready.publish("b")
+    ready.reactor.run()
+    assert ready.outbox.unconfirmed == 2
+    link.rst()
+    ready.reactor.run()
+    assert (told, ready.outbox.stats.republished, ready.outbox.unconfirmed) == (["a"], 2, 0)

@@ -301,6 +301,34 @@ def test_an_alarm_at_the_start_keeps_nobody_from_consuming(bench: Callable[..., 
     assert it.publisher.ready.happened
 
 
+def test_an_alarm_at_the_start_costs_no_connection_however_long_it_lasts(
+    bench: Callable[..., Bench], broker: Broker, results: Results
+) -> None:
+    broker.probes = False
+    it = bench([]).start()
+    it.link.blocked("low on memory")
+    it.reactor.pass_time(5 * STEP_SECONDS)
+    assert it.publisher.why == "the broker blocks it: low on memory"
+    it.link.unblocked()
+    broker.probes = True
+    (probe,) = (chan for chan in it.link.chans.values() if chan.confirming)
+    probe.confirm(1)
+    it.reactor.run()
+    assert results(it.publisher.copy(outgoing("archive"))) == []
+    it.reactor.run()
+    assert (it.publisher.why, len(broker.links)) == (None, 1)
+    assert "archive" in broker.routing_keys()
+
+
+def test_a_probe_that_is_not_confirmed_without_an_alarm_costs_the_connection(
+    bench: Callable[..., Bench], broker: Broker
+) -> None:
+    broker.probes = False
+    it = bench([]).start()
+    it.reactor.pass_time(STEP_SECONDS + 5)
+    assert "the confirm of a probe took longer than 30 s" in (it.publisher.why or "")
+
+
 def test_a_missing_object_is_waited_for_while_everybody_else_works(
     bench: Callable[..., Bench], broker: Broker, results: Results, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -330,7 +358,7 @@ def test_a_declaration_that_is_refused_at_first_start_is_told(
 ) -> None:
     broker.answers["Queue.Declare"] = lambda chan, _method: chan.close(code, text)
     it = bench([queue("spare")]).start()
-    it.reactor.pass_time(5.0)
+    it.reactor.pass_time(0.9)
     assert [error.exit_code for error in it.refused] == [exit_code]
     assert text in str(it.refused[0])
 

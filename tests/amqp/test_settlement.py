@@ -463,6 +463,7 @@ def test_a_redelivery_joins_the_run_that_goes_on_and_takes_its_outcome(bench: Ma
     assert it.replies() == [{"success": True, "data": {"number": 5}, "message": None}]
     assert it.queue.acked == ["a"]
     assert it.stats.joined == 1
+    assert (it.stats.duplicates_suppressed, it.stats.replies_republished) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -531,6 +532,7 @@ def test_an_ack_that_may_be_lost_is_given_again_without_a_second_run(bench: Make
     assert it.story()[-2:] == [f"publish {REPLY_TO}", "ack 1"]
     assert it.replies() == [{"success": True, "data": {"number": 3}, "message": None}]
     assert it.queue.acked == ["a"]
+    assert (it.stats.joined, it.stats.duplicates_suppressed, it.stats.replies_republished) == (1, 1, 1)
 
 
 def test_without_an_id_it_runs_again(bench: MakeBench) -> None:

@@ -85,14 +85,3 @@ def test_a_publication_that_is_too_big_is_refused_alone(start: StartDaemon, peer
     assert peer.call("neighbour", {"exchange": "vault"}).json["data"] == {"published": True}
     assert [message.body for message in peer.take("taken", 1)] == [b'""']
     assert daemon.stop() == 0
-
-
-def test_a_full_archive_takes_nothing_and_nothing_is_lost(start: StartDaemon, peer: Peer) -> None:
-    daemon = start(CONFIG + "[consumers.work.archive]\nmax_length = 1\n", HANDLERS)
-    for number in range(3):
-        peer.publish("work", {"number": number}, message_id=str(number))
-    daemon.wait_for(r"the broker refused to take it for 1 s \(is the queue full\?\)")
-    found = [message.json["number"] for message in peer.take("work.archive", 3, 60)]  # each makes room for the next
-    assert sorted(found) == [0, 1, 2]
-    assert daemon.stop() == 0
-    assert peer.left("work") == []

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from labels import label
 
 from rpcd.core.codec import ANY, JSON, Codec, check_encoding, decode_json, decode_raw, decode_text, encode_body, encode_json
 from rpcd.core.errors import BadMessage
@@ -359,7 +360,7 @@ def test_bytes_stay_text_goes_as_text_and_the_rest_is_json(
     assert encode_body(body, content_type) == encoded
 
 
-@pytest.mark.parametrize("value", [object(), {("a",): 1}, 1j, ValueError("x"), lambda: None], ids=repr)
+@pytest.mark.parametrize("value", [object(), {("a",): 1}, 1j, ValueError("x"), lambda: None], ids=label)
 def test_a_value_that_json_has_no_form_for_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError):
         encode_json(value)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 import msgspec
 import pytest
+from labels import label
 
 import rpcd
 from rpcd.core.handler import HandlerError, Target, all_async, body_type, check_body_type, check_finished, target
@@ -106,7 +107,7 @@ def check(value: Any) -> Target:
         max,
         math.hypot,
     ],
-    ids=str,
+    ids=label,
 )
 def test_a_function_or_callable_object_is_shared_by_all_workers(value: Any) -> None:
     found = check(value)
@@ -335,7 +336,7 @@ def test_what_cannot_be_a_handler_is_refused_with_its_path_and_a_reason(value: A
         functools.partial(coroutine),
         functools.partial(functools.partial(AsyncCall())),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_is_async_is_known_as_such_before_any_message(value: Any) -> None:
     assert check(value).is_async
@@ -345,7 +346,7 @@ def plain_around_async(message: Any) -> Any:
     return coroutine(message)
 
 
-@pytest.mark.parametrize("value", [Plain, Plain(), functools.partial(Plain()), print, plain_around_async], ids=str)
+@pytest.mark.parametrize("value", [Plain, Plain(), functools.partial(Plain()), print, plain_around_async], ids=label)
 def test_what_is_plain_stays_plain(value: Any) -> None:
     assert not check(value).is_async
 
@@ -401,7 +402,7 @@ def test_work_that_is_still_to_be_done_is_not_a_result(make: Callable[[], Any]) 
         check_finished(make())
 
 
-@pytest.mark.parametrize("value", [0, "", [], {}, (), rpcd.Reply(), range(3), iter([]), object(), Plain(), Plain], ids=str)
+@pytest.mark.parametrize("value", [0, "", [], {}, (), rpcd.Reply(), range(3), iter([]), object(), Plain(), Plain], ids=label)
 def test_any_other_value_is_a_result(value: Any) -> None:
     check_finished(value)
 
@@ -535,7 +536,7 @@ def test_a_type_that_cannot_be_found_is_no_reason_to_check_nothing(called: Any) 
         body_type(called)
 
 
-@pytest.mark.parametrize("value", [function, Plain, Inherits, Plain(), functools.partial(function)], ids=str)
+@pytest.mark.parametrize("value", [function, Plain, Inherits, Plain(), functools.partial(function)], ids=label)
 def test_a_target_knows_the_body_type_of_every_kind_of_handler(value: Any) -> None:
     assert check(value).body is Order
 
@@ -543,7 +544,7 @@ def test_a_target_knows_the_body_type_of_every_kind_of_handler(value: Any) -> No
 @pytest.mark.parametrize(
     "kind",
     [Any, bytes, Order, Parcel, dict, list[Order], dict[str, int], int | None, str, msgspec.Raw],
-    ids=str,
+    ids=label,
 )
 def test_a_type_that_messages_can_be_decoded_to_is_accepted(kind: Any) -> None:
     check_body_type("shop:it", kind)
@@ -552,7 +553,7 @@ def test_a_type_that_messages_can_be_decoded_to_is_accepted(kind: Any) -> None:
 @pytest.mark.parametrize(
     "kind",
     [NotDecodable, Order | Parcel, 5, type, list[NotDecodable], Wraps, dict[str, pathlib.Path], NotDecodable | None],
-    ids=str,
+    ids=label,
 )
 def test_a_type_that_no_message_can_be_decoded_to_is_refused_at_start(kind: Any) -> None:
     with pytest.raises(HandlerError, match="shop:it: a body can't be decoded to"):

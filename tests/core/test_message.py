@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from labels import label
 
 import rpcd
 from rpcd.core.message import Message, Outgoing, Source, delivered, outgoing
@@ -231,7 +232,7 @@ def test_an_expiration_is_in_seconds_for_us_and_in_milliseconds_for_the_broker(s
         {"expiration": math.inf},
         {"nonsense": 1},
     ],
-    ids=lambda options: repr(options)[:40],
+    ids=lambda options: label(options)[:40],
 )
 def test_what_cannot_be_sent_raises_in_the_handler_and_nothing_is_held_back(options: dict[str, Any]) -> None:
     """Headers count: over one frame (131,072 bytes) the broker would cut the connection that all consumers publish on."""

@@ -9,6 +9,7 @@ import pika.data
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from labels import label
 
 from rpcd.core.tables import (
     MAX_DEPTH,
@@ -322,7 +323,7 @@ def test_a_value_that_does_not_fit_is_a_value_error(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{1}, object(), dt.date(2020, 1, 1), 1j, bytearray(b"a"), [object()], {"a": {1}}], ids=repr
+    "value", [{1}, object(), dt.date(2020, 1, 1), 1j, bytearray(b"a"), [object()], {"a": {1}}], ids=label
 )
 def test_a_type_that_amqp_does_not_know_is_a_type_error_that_names_the_header(value: Any) -> None:
     with pytest.raises(TypeError, match=r"header '\w': AMQP has no type for"):

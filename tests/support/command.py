@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from daemon import RPCD
 
-SECONDS = 60.0
+SECONDS = 120.0
 """How long a test waits for a command."""
 
 

@@ -15,7 +15,7 @@ from privilege import least
 TWISTD = pathlib.Path(sys.executable).parent / "twistd"
 RPCD = pathlib.Path(sys.executable).parent / "rpcd"
 
-SECONDS = 30.0
+SECONDS = 90.0
 """How long a test waits for a line or an end."""
 
 

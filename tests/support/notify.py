@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-SECONDS = 30.0
+SECONDS = 90.0
 
 Told = dict[str, str]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pika
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a test waits for something that should happen; never how long it takes."""
 
 

@@ -251,6 +251,16 @@ def test_check_tells_that_all_is_well(config: pathlib.Path) -> None:
     assert rpcd("check", RPCD_CONFIG=str(config)).returncode == 0
 
 
+def test_fault_16_check_warns_of_a_time_limit_that_the_broker_would_not_wait_for(config: pathlib.Path) -> None:
+    config.write_text(config.read_text() + "time_limit = 1000\n")
+    done = rpcd("check", "--config", str(config))
+    assert done.returncode == 0
+    assert done.stderr.startswith("advice: consumers.echo.time_limit: 1000 s is over half of the 30 minutes")
+    found = json.loads(rpcd("check", "--config", str(config), "--json").stdout)
+    assert found["ok"] is True
+    assert [each["path"] for each in found["advice"]] == ["consumers.echo.time_limit"]
+
+
 def test_check_lists_every_mistake(config: pathlib.Path) -> None:
     config.write_text(config.read_text().replace("echo:", "no:").replace(":echo", ":ehco") + "workers = -1\n")
     done = rpcd("check", "--config", str(config))
@@ -317,6 +327,33 @@ def test_check_broker_finds_what_differs_and_what_is_forbidden(
     assert done.returncode == 77
     assert "ACCESS_REFUSED" in done.stderr
     assert [message.body for message in peer.left("echo")] == [b"precious"]
+
+
+def test_check_tells_what_another_version_of_the_broker_does_differently(config: pathlib.Path, url: str) -> None:
+    config.write_text(config.read_text().replace("[queues.echo]\n", "[queues.echo]\ndurable = false\n"))
+    done = rpcd("check", "--config", str(config))
+    assert done.returncode == 0
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("advice: queues.echo.durable: neither durable nor exclusive: deprecated from RabbitMQ 4.0 on")
+    found = json.loads(rpcd("check", "--config", str(config), "--broker", "--json", url=url).stdout)
+    assert found["ok"] is True
+    (advice,) = found["advice"]
+    assert advice["path"] == "queues.echo.durable"
+    assert advice["grave"] is False
+
+
+def test_check_broker_finds_what_would_lose_messages_on_this_version(config: pathlib.Path, url: str, peer: Peer) -> None:
+    arguments = "arguments = { x-delivery-limit = -1 }\n"
+    config.write_text(config.read_text().replace("[queues.echo]\n", f"[queues.echo]\n{arguments}"))
+    version = peer.connection._impl.server_properties["version"]
+    done = rpcd("check", "--config", str(config), "--broker", url=url)
+    assert rpcd("check", "--config", str(config)).returncode == 0
+    if int(version.split(".")[0]) < 4:
+        assert done.returncode == 78
+        assert "error: queues.echo.arguments.x-delivery-limit: means no limit from RabbitMQ 4.0 on; before, " in done.stderr
+        assert "all is well" not in done.stdout
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def _refused_login(url: str) -> str:

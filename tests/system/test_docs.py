@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "generated"} & set(page.parts))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The documentation as HTML, built as a reader of CONTRIBUTING would; a warning is an error."""
     place = tmp_path_factory.mktemp("docs")

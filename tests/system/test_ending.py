@@ -4,7 +4,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
 import pytest
 from daemon import TWISTD, StartDaemon
@@ -41,18 +40,6 @@ STUCK = """
 """
 
 
-def test_sigterm_lets_eight_handlers_finish_and_answers_all_of_them(start: StartDaemon, peer: Peer) -> None:
-    daemon = start(CONFIG.format(drain=30), SLOW)
-    for number in range(8):
-        peer.publish("work", number, reply_to=peer.reply_queue, correlation_id=str(number))
-    daemon.wait_for("running", 8)
-    daemon.signal(signal.SIGTERM)
-    assert {reply.json["data"]["n"] for reply in peer.replies(8)} == set(range(8))
-    assert daemon.wait() == 0
-    assert peer.left("work") == []
-    assert "stopped, exit code 0" in daemon.output
-
-
 def test_two_signals_at_once_on_an_idle_daemon_leave_nothing_unfinished(start: StartDaemon) -> None:
     daemon = start(CONFIG.format(drain=30), SLOW)
     daemon.signal(signal.SIGTERM)
@@ -69,34 +56,6 @@ def test_what_has_not_started_goes_back_in_order(start: StartDaemon, peer: Peer)
     daemon.signal(signal.SIGINT)
     assert daemon.wait() == 0
     assert [int(message.body) for message in peer.left("work")] == sorted(set(range(14)) - running)
-
-
-def test_a_second_sigterm_gives_everything_back_and_exits_75(start: StartDaemon, peer: Peer) -> None:
-    daemon = start(CONFIG.format(drain=30), STUCK)
-    for number in range(10):
-        peer.publish("work", number)
-    daemon.wait_for("running", 8)
-    began = time.monotonic()
-    daemon.signal(signal.SIGTERM)
-    daemon.wait_for("SIGTERM: stopping")
-    daemon.signal(signal.SIGTERM)
-    assert daemon.wait() == 75
-    assert time.monotonic() - began < 15  # not the drain_timeout
-    assert sorted(int(message.body) for message in peer.left("work")) == list(range(10))
-
-
-def test_the_end_of_drain_timeout_exits_75(start: StartDaemon, peer: Peer) -> None:
-    daemon = start(CONFIG.format(drain=1), STUCK)
-    peer.publish("work", 1)
-    daemon.wait_for("running")
-    assert daemon.stop() == 75
-    assert "stopped with unfinished handlers; messages that go back to the broker: 1" in daemon.output
-    assert [message.body for message in peer.left("work")] == [b"1"]
-
-
-def test_an_idle_daemon_stops_at_once(start: StartDaemon) -> None:
-    daemon = start(CONFIG.format(drain=30), SLOW)
-    assert daemon.stop() == 0
 
 
 HALT = """

@@ -84,7 +84,6 @@ def test_ready_is_true_only_while_every_consumer_consumes(start: StartDaemon, pe
     assert get(port, "/ready", "HEAD") == (200, None)
     assert get(port, "/ready?verbose=1")[0] == 200
     assert get(port, "/")[0] == 404
-    assert get(port, "/metrics")[0] == 404
     assert get(port, "/ready", "POST")[0] == 405
     assert "GET" not in daemon.output  # probes come every few seconds
 
