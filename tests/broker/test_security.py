@@ -1,9 +1,12 @@
 """What must never be said: secrets go through every trouble, and no line of the log, no report and no reply holds one."""
 
+import contextlib
 import json
 import pathlib
 import re
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +15,7 @@ from daemon import Daemon, StartDaemon
 from peer import Peer
 from proxy import Proxy
 
-from rpcd.ops.rabbitmq import PrivateNode
+from rpcd.ops.rabbitmq import PrivateNode, free_ports
 
 BODY, HEADER, REPLY = "canary-body-51c2", "canary-header-88d1", "canary-reply-9b07"
 PASSWORD, CONFIG, PUBLISHED = "canary-password-3e4f", "canary-config-6a2b", "canary-published-c5d9"
@@ -70,6 +73,7 @@ HANDLERS = """
 DAEMON = f"""
     [service]
     control = "ctl"
+    http = "HTTP"
     publish_timeout = 1
     drain_timeout = 1
     [logging]
@@ -154,7 +158,9 @@ def troubles(peer: Peer, daemon: Daemon) -> None:
 def test_security_09_10_11_no_secret_is_in_any_line_report_or_reply(
     start: StartDaemon, peer: Peer, at: str, proxy: Proxy, tmp_path: pathlib.Path, form: str
 ) -> None:
-    daemon = start(DAEMON.replace("FORMAT", form), HANDLERS, at=proxy.url(at))
+    (port,) = free_ports(1)
+    config = DAEMON.replace("FORMAT", form).replace("HTTP", f"tcp:{port}:interface=127.0.0.1")
+    daemon = start(config, HANDLERS, at=proxy.url(at))
     troubles(peer, daemon)
     peer.publish("work", {"do": "wait", "secret": BODY})
     daemon.wait_for("waits")
@@ -163,9 +169,12 @@ def test_security_09_10_11_no_secret_is_in_any_line_report_or_reply(
     for command in (("ctl", "report"), ("ctl", "status", "--json"), ("status", "--json"), ("ctl", "pause", "work")):
         done = rpcd(*command, "--socket", str(tmp_path / "ctl")) if command[0] == "ctl" else rpcd(*command, url=at)
         silent(done.stdout + done.stderr, RAISED)
-    config = tmp_path / "rpcd.toml"
-    config.write_text(config.read_text() + f'[broker]\npassword = ["{PASSWORD}"]\npasswort = "{PASSWORD}"\n')
-    config.chmod(0o600)
+    for page in ("live", "ready", "metrics"):
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}") as told:
+            silent(told.read().decode() + str(told.headers), RAISED)
+    file = tmp_path / "rpcd.toml"
+    file.write_text(file.read_text() + f'[broker]\npassword = ["{PASSWORD}"]\npasswort = "{PASSWORD}"\n')
+    file.chmod(0o600)
     daemon.signal(signal.SIGHUP)
     daemon.wait_for("broker.passwort")
     peer.publish("last", {"do": "raise", "secret": BODY})
@@ -195,7 +204,7 @@ def test_security_09_no_mistake_in_the_url_shows_the_password(
     start: StartDaemon, at: str, tmp_path: pathlib.Path, case: str
 ) -> None:
     code, spoil = WRONG[case]
-    config = "[broker]\nlogin_patience = 0\n" + DAEMON.replace("FORMAT", "text").replace('control = "ctl"', "")
+    config = "[broker]\nlogin_patience = 0\n" + DAEMON.replace("FORMAT", "text").replace('http = "HTTP"', "")
     daemon = start(config, HANDLERS, at=spoil(at), wait=False)
     assert daemon.wait() == code
     silent(daemon.output)
