@@ -93,6 +93,9 @@ class Daemon(Service):
         ending.exit_with(ExitCode.OK)
         LOG_QUEUE.start()
         log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
+        if self.broker.address.exposed:
+            hosts = ", ".join(self.broker.address.exposed)
+            log.warning("plain TCP to %s: whoever is on the way reads the password and all messages; write amqps://", hosts)
         if not self._open_doors() or not self._run_on_start():
             return
         self.doors.begin_feeding()

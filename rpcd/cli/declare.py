@@ -145,11 +145,13 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
 
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
-    plan = _wanted(asked, rights, as_json)
-    if plan is None:
-        return
-    if dry_run:
-        _print([Step(item, _intended(item)) for item in plan], as_json)
+    try:
+        settings = planning(asked.config, environment_of(asked), asked.virtual_host)
+    except SettingsError as error:
+        _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
+    plan = whole(settings)
+    if rights or dry_run:
+        show_permissions(settings, as_json) if rights else _print([Step(each, _intended(each)) for each in plan], as_json)
         return
 
     async def work(connect: Connect) -> list[Step]:
@@ -170,20 +172,8 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
     sys.exit(max((step.code for step in steps), default=0))
 
 
-def _wanted(asked: Asked, rights: bool, as_json: bool) -> list[Declaration] | None:
-    """Read the config; None if all that was wanted is shown."""
-    try:
-        if not rights:
-            return planned(asked.config, environment_of(asked), asked.virtual_host)
-        show_permissions(planning(asked.config, environment_of(asked), asked.virtual_host), as_json)
-    except SettingsError as error:
-        _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
-    return None
-
-
-def planned(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> list[Declaration]:
-    """Return all that a config declares, whatever it says about `declare`; raise SettingsError with every problem."""
-    settings = planning(config, environment, virtual_host)
+def whole(settings: Settings) -> list[Declaration]:
+    """Return all that a config declares, whatever it says about `declare`."""
     return declarations(attrs.evolve(settings, service=attrs.evolve(settings.service, declare=True)))
 
 
