@@ -63,17 +63,25 @@ class Once:
             self._waiting.append(waiting)
         return waiting
 
+    def forget(self, waiting: Deferred[None]) -> None:
+        """Leave out somebody who waits no more, for what he waits for may be weeks away."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
 
 def unless(ended: Once, inner: Deferred[ResultT]) -> Deferred[ResultT]:
     """Return a Deferred that fires as `inner` does, or fails as soon as `ended` has gone wrong."""
     outer: Deferred[ResultT] = Deferred()
 
+    waiting = ended.wait()
+
     def fired(result: ResultT | Failure) -> None:
+        ended.forget(waiting)
         if not outer.called:
             outer.callback(result)  # a Failure takes the errback path
 
     inner.addBoth(fired)
-    ended.wait().addErrback(fired)
+    waiting.addErrback(fired)
     return outer
 
 
