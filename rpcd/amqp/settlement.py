@@ -123,6 +123,7 @@ class Settlement:
         if known.outcome is None and known.job is not None:
             known.job.joined = job
         elif known.outcome is not None:
+            self._stats.suppressed += 1
             self._adopt(job, known.job, known.outcome)
         return True
 

@@ -20,6 +20,9 @@ class Stats:
     expired: int = 0
     overdue: int = 0
     joined: int = 0
+    """Redelivered messages that did not run again, because their first run was alive or its outcome was known."""
+    suppressed: int = 0
+    """Those of them whose first run had ended: only its ack was given again, and its reply if that may have been lost."""
     stale_settlements: int = 0
     """Outcomes whose connection died before they could be settled; the broker delivers those messages again."""
     replies_unroutable: int = 0

@@ -465,7 +465,7 @@ def test_a_redelivery_joins_the_run_that_goes_on_and_takes_its_outcome(bench: Ma
     assert it.broker.published[-1].chan.link is it.link
     assert it.replies() == [{"success": True, "data": {"number": 5}, "message": None}]
     assert it.queue.acked == ["a"]
-    assert it.stats.joined == 1
+    assert (it.stats.joined, it.stats.suppressed) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -494,6 +494,7 @@ def test_what_finished_before_its_redelivery_came_is_settled_when_it_comes(bench
     assert (len(it.jobs), len(it.known)) == (1, 1)
     assert it.broker.routing_keys() == ["event"]
     assert it.queue.acked == ["a"]
+    assert (it.stats.joined, it.stats.suppressed) == (1, 1)
 
 
 def test_a_run_outlives_several_connections(bench: MakeBench) -> None:
