@@ -217,12 +217,8 @@ def _retry_row(case: Case) -> Outcome:
     return _retry(case, case.error.delay)
 
 
-def _returned(_case: Case) -> Outcome:
-    return ACKED
-
-
 TABLE: tuple[Rule, ...] = (
-    Rule("returned", "ack", "`success` true", None, _returned),
+    Rule("returned", "ack", "`success` true", None, lambda _case: ACKED),
     Rule(
         "`RequestFailed(message, data)`",
         "ack",
