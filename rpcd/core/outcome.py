@@ -84,12 +84,11 @@ def _request_failed(case: Case) -> Outcome:
 
 
 def _nack(case: Case) -> Outcome:
-    if case.error.delay == 0:
-        return Outcome(Verdict.REQUEUE, "put off by Nack", level=logging.INFO, temporary=True)
-    nacks = case.message.nacks
-    step = case.policy.steps.delay(nacks, case.error.delay)
+    nacks, delay = case.message.nacks, case.error.delay
+    step = None if delay == 0 else case.policy.steps.delay(nacks, delay)
     if step is None:
-        return Outcome(Verdict.REQUEUE, "put off by Nack; there are no retry steps", level=logging.INFO, temporary=True)
+        reason = "put off by Nack" if delay == 0 else "put off by Nack; there are no retry steps"
+        return Outcome(Verdict.REQUEUE, reason, level=logging.INFO, temporary=True)
     return _again(case, step, case.message.attempt - 1, nacks + 1, "put off by Nack", logging.INFO)
 
 
@@ -117,9 +116,7 @@ def _again(case: Case, step: int, count: int, nacks: int, reason: str, level: in
 
 
 def _spent(case: Case, reason: str) -> Outcome:
-    outcome = _archive(case, reason, UNEXPECTED)
-    outcome.temporary = True
-    return outcome
+    return Outcome(Verdict.ARCHIVE, reason, reply=case.failure(UNEXPECTED), level=logging.ERROR, temporary=True)
 
 
 def _archive(case: Case, reason: str, text: str | None, level: int = logging.ERROR) -> Outcome:
@@ -209,12 +206,8 @@ def _retry_row(case: Case) -> Outcome:
     return _retry(case, case.error.delay)
 
 
-def _returned(_case: Case) -> Outcome:
-    return ACKED
-
-
 TABLE: tuple[Rule, ...] = (
-    Rule("returned", "ack", "`success` true", None, _returned),
+    Rule("returned", "ack", "`success` true", None, lambda _case: ACKED),
     Rule(
         "`RequestFailed(message, data)`",
         "ack",
