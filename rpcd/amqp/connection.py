@@ -100,6 +100,8 @@ class Connection:
         self.served = True
         self._failures = 0
         self.trouble = None
+        for wake in list(self._broker.patient):  # the broker is there again: nobody needs to wait for his turn
+            wake()
 
     def again(self, reason: str) -> None:
         """Drop the connection, because it does not do what it is for; it is made anew."""
@@ -159,8 +161,12 @@ class Connection:
         level = logging.DEBUG if text == known or error is self._told else level
         log.log(level, "%s; trying again in %.1f s", text, seconds, extra={"connection": self.name})
         self._waiting = deferLater(self._broker.reactor, seconds)
-        with contextlib.suppress(CancelledError):  # told to stop
+        # After its first failure nobody is woken: connections that serve for a moment only would drive each other round.
+        if self._failures > 1 and not isinstance(error, BrokerRefused | ObjectMissing):
+            self._broker.patient.add(self._waiting.cancel)
+        with contextlib.suppress(CancelledError):  # told to stop, or not to wait any longer
             await self._waiting
+        self._broker.patient.discard(self._waiting.cancel)
         self._waiting = None
 
     def _is_final(self, error: BrokerRefused) -> bool:

@@ -1,6 +1,7 @@
 """Making one connection: hosts in random order, each within a time limit, until one lets us in."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -25,6 +26,8 @@ class Broker:
     """rpcd's own, for RabbitMQ's pages."""
     login_patience: float = 60.0
     """Seconds over which a refused login is tried again at first start."""
+    patient: set[Callable[[], None]] = attrs.field(factory=set, eq=False, init=False)
+    """What wakes each connection that has failed more than once and waits; called when another one serves again."""
 
 
 class Dial:

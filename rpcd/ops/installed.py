@@ -1,4 +1,4 @@
-"""Find RabbitMQ's own scripts on this system."""
+"""Where the RabbitMQ is that a distribution's package, or a person, has installed."""
 
 import shutil
 from pathlib import Path

@@ -434,3 +434,70 @@ def test_an_end_while_it_prepares_to_serve_is_trouble(bench: Callable[..., Bench
     reactor.run()
     assert not it.connection.served
     assert it.connection.trouble == "the broker closed the connection: 320 CONNECTION_FORCED"
+
+
+# Several connections of one process ---------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(bench: Callable[..., Bench]) -> tuple[Bench, Bench]:
+    """Two connections to one broker, as a consumer and the publisher are."""
+    one, two = bench(), bench()
+    two.connection._broker = one.connection._broker
+    return one, two
+
+
+def test_when_one_serves_again_nobody_else_waits_for_his_turn(
+    pair: tuple[Bench, Bench], broker: Broker, reactor: Reactor
+) -> None:
+    reactor.listener = None
+    for each in pair:
+        each.start()
+    reactor.pass_time(200.0)  # both have come to the longest pause by now
+    reactor.listener = broker
+    waited = 0.0
+    while not any(each.served for each in pair):
+        reactor.pass_time(0.05, 0.05)
+        waited += 0.05
+        assert waited < LONGEST_PAUSE + 2
+    reactor.run()
+    assert [each.served for each in pair] == [1, 1]
+    assert pair[0].connection._broker.patient == set()
+
+
+def test_after_its_first_failure_nobody_is_woken(pair: tuple[Bench, Bench], broker: Broker, reactor: Reactor) -> None:
+    one, two = pair
+    one.start()
+    two.start()
+    broker.links[1].rst()
+    reactor.run()
+    one.connection.serving()
+    reactor.run()
+    assert two.served == 1
+    reactor.pass_time(3.0)
+    assert two.served == 2
+
+
+def test_whom_the_broker_refuses_is_not_woken(pair: tuple[Bench, Bench], broker: Broker, reactor: Reactor) -> None:
+    one, two = pair
+    one.start()
+    two.start()
+    two.raises = BrokerRefused("other arguments", ExitCode.CONFIG)
+    broker.links[1].rst()
+    reactor.pass_time(20.0)
+    tried = two.served
+    one.connection.serving()
+    reactor.run()
+    assert two.served == tried
+
+
+def test_who_is_stopped_while_it_waits_is_forgotten(pair: tuple[Bench, Bench], reactor: Reactor) -> None:
+    reactor.listener = None
+    one, two = pair
+    one.start()
+    reactor.pass_time(60.0)
+    assert len(one.connection._broker.patient) == 1
+    one.connection.stop()
+    reactor.run()
+    assert one.connection._broker.patient == set()
+    two.start()

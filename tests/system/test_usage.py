@@ -99,27 +99,36 @@ def test_a_wrong_config_is_told(command: str, name: str, tmp_path: pathlib.Path)
     assert done.returncode == 78
 
 
+def typed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command within this process; for what ends before it does anything."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(arguments, "rpcd")
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, *capsys.readouterr()
+
+
 @pytest.mark.parametrize("command", sorted(main.commands))
-def test_wrong_options_are_told(command: str) -> None:
+def test_wrong_options_are_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["--nowhere"], ["--config"], ["a", "b", "c", "d", "--json=x"], ["--timeout", "x"]):
-        done = rpcd(command, *wrong)
-        well_told(done.returncode, done.stderr)
-        assert done.returncode == 2
+        code, _, said = typed(capsys, command, *wrong)
+        well_told(code, said)
+        assert code == 2
 
 
 @pytest.mark.parametrize("command", ["", *sorted(main.commands)])
-def test_help_has_examples_and_exit_codes(command: str) -> None:
-    done = rpcd(*filter(None, [command]), "--help")
-    assert done.returncode == 0
-    assert "Exit code: " in done.stdout
-    assert f"Usage: rpcd{' ' if command else ''}{command}" in done.stdout
+def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, _ = typed(capsys, *filter(None, [command]), "--help")
+    assert code == 0
+    assert "Exit code: " in shown
+    assert f"Usage: rpcd{' ' if command else ''}{command}" in shown
     if not command:
         return
-    assert "Example: rpcd " in done.stdout
-    examples = [line for line in done.stdout.splitlines() if line.strip().startswith("Example:")]
+    assert "Example: rpcd " in shown
+    examples = [line for line in shown.splitlines() if line.strip().startswith("Example:")]
     for example in main.commands[command].help.replace("\b", "").split("Example: ")[1:]:  # type: ignore[union-attr]
         assert any(example.strip() in line for line in examples), "an example is on one line, as it is to be typed"
-    short = rpcd("--help").stdout
+    _, short, _ = typed(capsys, "--help")
     assert main.commands[command].get_short_help_str(200).rstrip(".") in short
 
 
