@@ -10,6 +10,7 @@ import typing
 
 import attrs
 import click
+import rpcd_faults
 
 from rpcd.cli import main
 from rpcd.core import settings
@@ -132,6 +133,7 @@ PAGES = {
     "outcomes": outcomes_page,
     "exit-codes": exit_codes_page,
     "commands": commands_page,
+    "faults": rpcd_faults.page,
 }
 
 
