@@ -198,10 +198,9 @@ class Daemon(Service):
 
     def _guard(self) -> None:
         """See to it that the process ends, whatever it is that ends it, and whatever hangs."""
-        if self._guarded:
-            return
-        self._guarded = True
-        ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
+        if not self._guarded:
+            self._guarded = True
+            ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
 
     def _why_it_ends(self) -> str | None:
         """Tell why nothing is to be started anew any more; None if nothing speaks against it."""
