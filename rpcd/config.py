@@ -21,7 +21,7 @@ from rpcd.core.copies import Circumstances
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
 from rpcd.core.load import load
-from rpcd.core.outcome import Policy
+from rpcd.core.policy import Policy
 from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced, unreachable
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key

@@ -77,7 +77,7 @@ class Daemon(Service):
         self._pidfile = pidfile
         self._hurry = Once()
         self._stopped = Once()
-        self._stopping = self._anew = False
+        self._stopping = self._anew = self._guarded = False
         self._signals = 0
         self._supervisor = repeating(self._supervise, reactor)
 
@@ -93,6 +93,9 @@ class Daemon(Service):
         ending.exit_with(ExitCode.OK)
         LOG_QUEUE.start()
         log.info("rpcd %s starting, broker %s", __version__, self.broker.address.safe_url)
+        if self.broker.address.exposed:
+            hosts = ", ".join(self.broker.address.exposed)
+            log.warning("plain TCP to %s: whoever is on the way reads the password and all messages; write amqps://", hosts)
         if not self._open_doors() or not self._run_on_start():
             return
         self.doors.begin_feeding()
@@ -194,7 +197,10 @@ class Daemon(Service):
             self._reactor.callFromThread(self._hurry.fire)
 
     def _guard(self) -> None:
-        ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
+        """See to it that the process ends, whatever it is that ends it, and whatever hangs."""
+        if not self._guarded:
+            self._guarded = True
+            ending.guard(self.settings.service.drain_timeout + CLOSE_SECONDS + GUARD_SECONDS, self._pidfile)
 
     def _why_it_ends(self) -> str | None:
         """Tell why nothing is to be started anew any more; None if nothing speaks against it."""
@@ -231,6 +237,7 @@ class Daemon(Service):
         ending.exit_with(code)
         if not self._stopping:
             self._stopping = True
+            self._guard()
             if not self._anew:
                 self.doors.stopping()
             stopped = Deferred.fromCoroutine(self._stop())
@@ -278,7 +285,8 @@ class Daemon(Service):
             log.warning("%s", late)
         telling.stop()
         await self.doors.close()
-        if self.pool.started and not unfinished and not any(consumer.workers.lost for consumer in self.consumers):
+        busy = any(consumer.workers.lost or consumer.workers.stuck for consumer in self.consumers)
+        if self.pool.started and not unfinished and not busy:  # it waits for every thread
             self.pool.stop()
         log.info("stopped, %s", "starting anew" if self._anew else f"exit code {ending.exit_code()}")
 

@@ -17,6 +17,7 @@ from twisted.python.components import Componentized
 
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.outcomes import fields
+from rpcd.amqp.waiting import steady
 from rpcd.config import CONFIG, VIRTUAL_HOST, assemble, read
 from rpcd.core.errors import ExitCode, Problem, SettingsError
 from rpcd.core.settings import Logging, Settings
@@ -88,6 +89,7 @@ def _make(options: Options, environment: Mapping[str, str], systemd: Systemd) ->
         settings, plans = assemble(path, environment, virtual_host)
     from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it, which is for a daemon only
 
+    steady(reactor)
     _check_doors(settings, path, reactor)
     origin = _origin(str(Path(path).absolute()), virtual_host, environment, twistd, settings.service.control)
     daemon = LoggedDaemon(settings, plans, reactor, twistd.get("pidfile") or None, environment, origin, systemd)

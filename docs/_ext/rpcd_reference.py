@@ -10,6 +10,7 @@ import typing
 
 import attrs
 import click
+import rpcd_faults
 
 from rpcd.cli import main
 from rpcd.core import settings
@@ -144,6 +145,7 @@ PAGES = {
     "exit-codes": exit_codes_page,
     "commands": commands_page,
     "metrics": metrics_page,
+    "faults": rpcd_faults.page,
 }
 
 

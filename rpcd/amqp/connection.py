@@ -115,21 +115,27 @@ class Connection:
 
     async def _live(self) -> None:
         while self._wanted:
-            error: Exception = ConnectionLost("the connection ended")
-            try:
-                self._dial = Dial(self._broker, self.title)
-                self.protocol = await self._dial.connect()
-                await self._serve(self.protocol)
-            except _FAULTS as fault:
-                log.exception("a fault of rpcd on the connection %s", self.name, extra={"connection": self.name})
-                error = fault
-            except Exception as failed:  # noqa: BLE001  # whatever it was, the remedy is the same
-                error = failed
-            protocol, self.protocol = self.protocol, None
-            if protocol is not None:
-                await protocol.leave()
+            error = await self._once()
             if self._wanted:
                 await self._wait(error)
+            del error  # its traceback keeps what has ended
+
+    async def _once(self) -> Exception:
+        """Connect and serve once; return why it ended."""
+        error: Exception = ConnectionLost("the connection ended")
+        try:
+            self._dial = Dial(self._broker, self.title)
+            self.protocol = await self._dial.connect()
+            await self._serve(self.protocol)
+        except _FAULTS as fault:
+            log.exception("a fault of rpcd on the connection %s", self.name, extra={"connection": self.name})
+            error = fault
+        except Exception as failed:  # noqa: BLE001  # whatever it was, the remedy is the same
+            error = failed
+        protocol, self.protocol = self.protocol, None
+        if protocol is not None:
+            await protocol.leave()
+        return error
 
     async def _wait(self, error: Exception) -> None:
         """Judge the trouble, say it once, and back off."""

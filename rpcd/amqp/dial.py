@@ -53,7 +53,7 @@ class Dial:
         """Return a protocol that is ready; raise LoginRefused, or ConnectionLost with the last error of each host."""
         hosts = list(self._broker.address.hosts)
         random.shuffle(hosts)
-        failed = []
+        failed = {}
         for host, port in hosts:
             if self._cancelled:
                 break
@@ -62,11 +62,12 @@ class Dial:
             except LoginRefused:
                 raise
             except Exception as error:  # noqa: BLE001  # refused, unknown, silent, no TLS: try the next host
-                failed.append(f"{host}:{port}: {explain(error)}")
+                failed[host, port] = f"{host}:{port}: {explain(error)}"
                 continue
             protocol.where = f"{host}:{port}"
             return protocol
-        raise ConnectionLost("; ".join(failed) or "given up")
+        told = [failed[each] for each in self._broker.address.hosts if each in failed]  # the same words for the same trouble
+        raise ConnectionLost("; ".join(told) or "given up")
 
     async def _try(self, host: str, port: int) -> AmqpProtocol:
         broker, limit = self._broker, self._broker.address.connect_timeout

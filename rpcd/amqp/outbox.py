@@ -26,6 +26,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from rpcd.amqp.channel import Channel
+from rpcd.amqp.full import Full
+from rpcd.amqp.pending import Pending
 from rpcd.core.copies import COPY_HEADER
 from rpcd.core.errors import (
     HARD_ERRORS,
@@ -38,7 +40,7 @@ from rpcd.core.errors import (
 )
 from rpcd.core.message import Outgoing
 from rpcd.core.stats import OutboxStats
-from rpcd.core.tables import Headers, ShortString
+from rpcd.core.tables import Headers
 from rpcd.core.wire import Properties
 
 MAX_IN_FLIGHT_BYTES = 64 * 1024 * 1024
@@ -50,41 +52,10 @@ NACK_PAUSES = (0.1, 5.0)
 STRIKES = 3
 """How often a publication may be alone on its way when the broker closes the connection: others use it, too."""
 
-REFUSED_KEPT = 600.0
-"""Seconds for which a queue counts as full after its last refusal, unless it takes something before."""
-
-MOST_REFUSING = 1000
-"""Queues that are remembered as full."""
-
 log = logging.getLogger("rpcd.publisher")
 
 _NAMED = re.compile(r"exchange '(?P<exchange>[^']*)'")
 _TOO_BIG = re.compile(r"larger than (?:configured )?max size (?P<most>\d+)")
-
-
-class Pending:
-    """One publication on its way."""
-
-    __slots__ = ("again", "deferred", "expires", "nacks", "outgoing", "returned", "sent", "strikes")
-
-    def __init__(self, outgoing: Outgoing, expires: float, again: Callable[[], None] | None = None) -> None:
-        """Take a publication and the (monotonic) time at which it is too late; `again` is told when it is sent anew."""
-        self.outgoing = outgoing
-        self.again = again
-        self.expires = expires
-        self.deferred: Deferred[None] = Deferred()
-        self.sent = 0.0
-        self.nacks = 0
-        self.strikes = 0
-        self.returned: str | None = None
-
-    def finish(self, error: Exception | None = None) -> None:
-        """Tell the publisher how it ended, once."""
-        if not self.deferred.called:
-            if error is None:
-                self.deferred.callback(None)
-            else:
-                self.deferred.errback(error)
 
 
 class Outbox:
@@ -94,7 +65,7 @@ class Outbox:
         """Prepare an outbox without a channel; what is published waits for one."""
         self.blocked = False
         self.stats = OutboxStats()
-        self._refusing: dict[ShortString, float] = {}
+        self._full = Full()
         self._reactor = reactor
         self._confirm_timeout = confirm_timeout
         self._publish_timeout = publish_timeout
@@ -118,8 +89,7 @@ class Outbox:
 
     def refuses(self, queue: str) -> bool:
         """Tell whether the broker refused what was last published straight to a queue: it is full, for all we know."""
-        since = self._refusing.get(queue)
-        return since is not None and time.monotonic() - since < REFUSED_KEPT
+        return queue in self._full
 
     def publish(self, outgoing: Outgoing, again: Callable[[], None] | None = None) -> Deferred[None]:
         """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout.
@@ -185,15 +155,15 @@ class Outbox:
             pending.finish(Unroutable(pending.returned))
         else:
             self.stats.confirmed += 1
-            if self._refusing:
-                self._note_room(pending.outgoing)
+            if self._full:
+                self._full.taken(pending.outgoing)
             pending.finish()
 
     def _nacked(self, pending: Pending) -> None:
         pause = min(NACK_PAUSES[1], NACK_PAUSES[0] * 2**pending.nacks)
         pending.nacks += 1
         self.stats.nacked += 1
-        self._note_refusal(pending.outgoing)
+        self._full.refused(pending.outgoing, self._publish_timeout)
         if time.monotonic() + pause >= pending.expires:
             self.stats.late += not pending.deferred.called
             pending.finish(
@@ -202,21 +172,6 @@ class Outbox:
         else:
             self._pausing += 1
             self._reactor.callLater(pause, self._again, pending)
-
-    def _note_refusal(self, outgoing: Outgoing) -> None:
-        if outgoing.exchange:
-            return
-        queue = outgoing.routing_key
-        if len(self._refusing) >= MOST_REFUSING:
-            self._refusing.clear()
-        if queue not in self._refusing:
-            said = "the broker does not take what goes to queue %r (is it full?); trying again for %g s"
-            log.warning(said, queue, self._publish_timeout)
-        self._refusing[queue] = time.monotonic()
-
-    def _note_room(self, outgoing: Outgoing) -> None:
-        if not outgoing.exchange and self._refusing.pop(outgoing.routing_key, None) is not None:
-            log.info("the broker takes again what goes to queue %r", outgoing.routing_key)
 
     def _again(self, pending: Pending) -> None:
         self._pausing -= 1

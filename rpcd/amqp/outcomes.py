@@ -18,8 +18,8 @@ from rpcd.amqp.publisher import Publisher
 from rpcd.core.copies import Circumstances, archive_copy, archive_queue, retry_copy
 from rpcd.core.errors import PublishError, PublishTimeout, Unroutable
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.outcome import Policy
 from rpcd.core.pipeline import Job
+from rpcd.core.policy import Policy
 from rpcd.core.stats import Stats
 from rpcd.core.verdict import Outcome, Verdict
 

@@ -11,7 +11,7 @@ import attrs
 from rpcd.core import settings
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import BrokerRefused
-from rpcd.core.outcome import Policy
+from rpcd.core.policy import Policy
 from rpcd.core.routes import Choose, Route
 from rpcd.core.topology import Declaration
 from rpcd.core.verdict import Halt

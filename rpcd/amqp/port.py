@@ -5,6 +5,7 @@ pika keeps what it is good at: the handshake, heartbeats, the state of channels.
 reaches into pika at the places that `PRIVATE` lists; they are checked at start, not found missing in the night.
 """
 
+import logging
 import struct
 import sys
 import warnings
@@ -43,6 +44,9 @@ TLS_ALERT = 7
 
 _HEADER = struct.Struct(">BHIHHQ")
 """A content header frame up to its property list: type, channel, size; class, weight, size of the body."""
+
+
+log = logging.getLogger("rpcd.connection")
 
 
 class AmqpProtocol(TwistedProtocolConnection):
@@ -163,6 +167,7 @@ class AmqpProtocol(TwistedProtocolConnection):
     def _cut(self) -> None:
         transport: Any = self.transport
         if not self.is_lost and transport is not None:
+            log.warning("the connection to %s does not end by itself: cut off", self.where or "the broker")
             transport.abortConnection()
 
     def _on_connection_failed(self, connection: Any, error: Exception | None = None) -> None:

@@ -10,18 +10,17 @@ Jobs reach the loop through a deque with one `call_soon_threadsafe` a batch; res
 - A job reaches its next place before it leaves the last: queue or lane, the set of running ones, results. Taking is one
   step under the mutex, for `take_back` comes from the reactor. So whoever looks for all jobs finds each in this order.
 
-A task ends in a callback of its own, never in itself: whoever cancels it, and be it before its first step, that callback
-comes; and the tasks that it starts have the context of the consumer, not that of the message before.
+A task ends in a callback of its own, which comes whoever cancels it, and be it before its first step; and the tasks that it
+starts have the context of the consumer, not that of the message before.
 
-**Time limit.** A job that is overdue is written off by the reactor, which settles it, and its task is cancelled. Another
-takes its place; its lane stays held until it has ended. It is lost if it has not ended `CANCEL_SECONDS` later.
+**Time limit.** A job that is overdue is written off by the reactor, which settles it, and its task is cancelled. Its place
+is free; its lane stays held until it has ended. It is lost if it has not ended `CANCEL_SECONDS` later.
 
-**A blocked loop.** A handler that blocks the loop stops all others, which can't help it: as long as the loop does not
-answer, no job but the one that is being executed can be overdue, and the time does not count for them. When the loop has
-not answered for longer than the time limit, that job is written off and the consumer is `stuck`: a new process must help.
+**A blocked loop.** A handler that blocks the loop stops all others: no job but that one can be overdue, and the time does
+not count for them. When the loop has not answered for longer than the time limit, that job is written off and the consumer
+is `stuck`: a new process must help.
 
-**Instances.** An unexpected exception of an instance with `shutdown` puts a fresh one in its place at once. Tasks that
-use the old one go on with it; when the last of them has ended and the message is settled, the old one is shut down.
+**Instances.** One with `shutdown` that failed unexpectedly is replaced at once, and shut down after its last task.
 """
 
 import asyncio

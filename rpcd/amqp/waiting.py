@@ -1,6 +1,7 @@
 """Waiting with an upper bound, which every wait of the daemon has; doing again and again; telling what went wrong."""
 
 import logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -62,17 +63,25 @@ class Once:
             self._waiting.append(waiting)
         return waiting
 
+    def forget(self, waiting: Deferred[None]) -> None:
+        """Leave out somebody who waits no more, for what he waits for may be weeks away."""
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
 
 def unless(ended: Once, inner: Deferred[ResultT]) -> Deferred[ResultT]:
     """Return a Deferred that fires as `inner` does, or fails as soon as `ended` has gone wrong."""
     outer: Deferred[ResultT] = Deferred()
 
+    waiting = ended.wait()
+
     def fired(result: ResultT | Failure) -> None:
+        ended.forget(waiting)
         if not outer.called:
             outer.callback(result)  # a Failure takes the errback path
 
     inner.addBoth(fired)
-    ended.wait().addErrback(fired)
+    waiting.addErrback(fired)
     return outer
 
 
@@ -116,6 +125,18 @@ def repeating(turn: Callable[[], object], clock: Any) -> LoopingCall:
     loop = LoopingCall(safely)
     loop.clock = clock
     return loop
+
+
+def steady(reactor: Any) -> None:
+    """Have the reactor's timers go by the monotonic clock.
+
+    Twisted's go by the wall clock: set back by an hour, no heartbeat, no time limit and no new connection for an hour.
+    """
+    shift = time.monotonic() - reactor.seconds()
+    reactor.seconds = time.monotonic
+    for timer in reactor.getDelayedCalls():
+        timer.time += shift
+        timer.seconds = time.monotonic
 
 
 def exc_info(failure: Failure) -> ExcInfo:

@@ -5,6 +5,7 @@ import inspect
 import click
 
 from rpcd import __version__
+from rpcd.cli.archive import archive
 from rpcd.cli.call import call
 from rpcd.cli.check import check
 from rpcd.cli.completion import completion
@@ -32,8 +33,10 @@ def main() -> None:
 def _as_typed(command: click.Command) -> click.Command:
     """Keep the examples of a command on lines of their own, as they are to be typed."""
     command.help = inspect.cleandoc(command.help or "").replace("\n\nExample:", "\n\n\b\nExample:")
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _as_typed(inner)
     return command
 
 
-for command in (call, check, completion, ctl, declare, publish, run, status, tail):
+for command in (archive, call, check, completion, ctl, declare, publish, run, status, tail):
     main.add_command(_as_typed(command))

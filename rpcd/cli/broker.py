@@ -215,8 +215,11 @@ class Talk(Generic[ResultT]):
 
 def title() -> str:
     """Return what RabbitMQ's own pages show for the connections of this command."""
-    context = click.get_current_context(silent=True)
-    return connection_name(str(context.info_name) if context is not None else "command")
+    context, words = click.get_current_context(silent=True), list[str]()
+    while context is not None and context.parent is not None:
+        words.insert(0, str(context.info_name))
+        context = context.parent
+    return connection_name(" ".join(words) or "command")
 
 
 def talk(

@@ -2,9 +2,10 @@
 
 import base64
 import binascii
+import struct
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import click
@@ -12,7 +13,10 @@ import msgspec
 
 from rpcd.cli.show import end
 from rpcd.core.codec import JSON
+from rpcd.core.copies import COPY_HEADER
 from rpcd.core.message import Outgoing, outgoing
+from rpcd.core.tables import Headers, short
+from rpcd.core.wire import read_properties
 
 USAGE = 2
 """The exit code of what was asked for wrongly; click's own."""
@@ -36,8 +40,6 @@ _OPTIONS = (
         help="How long it may wait in a queue.",
     ),
 )
-
-Headers = Mapping[str, Any]
 
 
 def message_options(*left_out: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -136,6 +138,10 @@ class Line(msgspec.Struct, forbid_unknown_fields=True):
     expiration: Annotated[float, msgspec.Meta(ge=0, le=4_000_000)] | None = None
     reply_to: str | None = None
     content_type: str | None = None
+    properties_base64: str | None = None
+    """All properties and headers as AMQP writes them; they win over every other word about them."""
+    archived: dict[str, Any] | None = None
+    """What `rpcd archive export` tells about the message; it is not published."""
 
 
 _PROPERTIES = ("headers", "message_id", "correlation_id", "type", "priority", "expiration", "reply_to", "content_type")
@@ -165,6 +171,8 @@ class Composer:
 
     def _whole(self, line: bytes) -> Outgoing:
         found = _read_line(line)
+        if found.properties_base64 is not None or found.archived is not None:
+            return self._exported(found)
         own = {name: value for name in _PROPERTIES if (value := getattr(found, name)) is not None}
         exchange = self._exchange if found.exchange is None else found.exchange
         key = self._key if found.routing_key is None else found.routing_key
@@ -174,13 +182,33 @@ class Composer:
             return self._outgoing(exchange, key, msgspec.json.decode(found.body, type=str), own)
         return self._outgoing(exchange, key, json_body(bytes(found.body)), {"content_type": JSON, **own})
 
+    def _exported(self, line: Line) -> Outgoing:
+        """Make the message of a line that holds its properties in full."""
+        why = (line.archived or {}).get("hindrance")
+        if line.properties_base64 is None:
+            raise ValueError(f"it can't be published again: {why or 'properties_base64 is missing'}")
+        exchange = self._exchange if line.exchange is None else line.exchange
+        key = self._key if line.routing_key is None else line.routing_key
+        body = json_body(bytes(line.body)) if line.body_base64 is None else _decoded(line.body_base64)
+        encoded = _decoded(line.properties_base64, "properties_base64")
+        try:
+            found = read_properties(encoded)
+        except (IndexError, struct.error) as error:
+            raise ValueError(f"properties_base64 holds no properties: {error}") from None
+        short(exchange, "the exchange")
+        short(key, "the routing key")
+        headers = found.headers if isinstance(found.headers, Headers) else Headers()
+        token = headers.get(COPY_HEADER, found.message_id)
+        mandatory = bool(self._options.get("mandatory"))
+        return Outgoing(exchange, key, body, encoded, mandatory=mandatory, token=token if isinstance(token, str) else "")
+
     def _outgoing(self, exchange: str, key: str, body: Any, own: dict[str, Any]) -> Outgoing:
         options = {"message_id": str(uuid.uuid4()), **self._options, **own}
         return outgoing(exchange, key, body, **options)
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str, field: str = "body_base64") -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"body_base64 is not base64: {error}") from None
+        raise ValueError(f"{field} is not base64: {error}") from None

@@ -94,14 +94,15 @@ def _readable(copy: Copy, bodies: bool) -> Iterator[str]:
     if given:
         yield click.style("  " + "  ".join(given), dim=True)
     for name, value in copy.headers.items():
-        yield f"  {printable(name)} = {_value(value)}"
+        yield f"  {printable(name)} = {readable_value(value)}"
     if copy.headers.fault is not None:
         yield f"  headers can't be read: {printable(copy.headers.fault)}"
     if bodies and copy.body:
-        yield _body(copy.body)
+        yield readable_body(copy.body)
 
 
-def _value(value: Any) -> str:
+def readable_value(value: Any) -> str:
+    """Show the value of a header on one line."""
     if isinstance(value, str):
         return printable(value)
     try:
@@ -110,7 +111,8 @@ def _value(value: Any) -> str:
         return printable(repr(value))
 
 
-def _body(body: bytes) -> str:
+def readable_body(body: bytes) -> str:
+    """Show a body: JSON in order, text as it is, the beginning of anything else."""
     try:
         text = body.decode()
     except UnicodeDecodeError:

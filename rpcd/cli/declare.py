@@ -146,14 +146,12 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
     Example: rpcd declare --config /etc/rpcd/shop.toml --url amqp://admin:PASSWORD@rabbit/shop
     """
     try:
-        if rights:
-            show_permissions(planning(asked.config, environment_of(asked), asked.virtual_host), as_json)
-            return
-        plan = planned(asked.config, environment_of(asked), asked.virtual_host)
+        settings = planning(asked.config, environment_of(asked), asked.virtual_host)
     except SettingsError as error:
         _end_wrong([(str(each), int(ExitCode.CONFIG)) for each in error.problems], as_json)
-    if dry_run:
-        _print([Step(item, _intended(item)) for item in plan], as_json)
+    plan = whole(settings)
+    if rights or dry_run:
+        show_permissions(settings, as_json) if rights else _print([Step(each, _intended(each)) for each in plan], as_json)
         return
 
     async def work(connect: Connect) -> list[Step]:
@@ -174,9 +172,8 @@ def declare(dry_run: bool, rights: bool, as_json: bool, asked: Asked) -> None:
     sys.exit(max((step.code for step in steps), default=0))
 
 
-def planned(config: str | None, environment: dict[str, str], virtual_host: str | None = None) -> list[Declaration]:
-    """Return all that a config declares, whatever it says about `declare`; raise SettingsError with every problem."""
-    settings = planning(config, environment, virtual_host)
+def whole(settings: Settings) -> list[Declaration]:
+    """Return all that a config declares, whatever it says about `declare`."""
     return declarations(attrs.evolve(settings, service=attrs.evolve(settings.service, declare=True)))
 
 

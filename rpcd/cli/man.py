@@ -75,10 +75,19 @@ def commands() -> Iterator[tuple[str, str]]:
         "rpcd.1",
         page("rpcd", 1, _summary(main), _command(main, context, [*(f"{each}(1)" for each in pages), "rpcd.toml(5)"])),
     )
-    for name, command in sorted(main.commands.items()):
+    yield from _pages(main, context, "rpcd")
+
+
+def _pages(group: click.Group, context: click.Context, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield the page of each command of a group, and those of the commands within it."""
+    for name, command in sorted(group.commands.items()):
+        title = f"{prefix}-{name}"
         inner = click.Context(command, info_name=name, parent=context)
-        text = page(f"rpcd-{name}", 1, _summary(command), _command(command, inner, ["rpcd(1)", "rpcd.toml(5)"]))
-        yield f"rpcd-{name}.1", text
+        within = sorted(command.commands) if isinstance(command, click.Group) else []
+        also = [f"{prefix}(1)", *(f"{title}-{each}(1)" for each in within), "rpcd.toml(5)"]
+        yield f"{title}.1", page(title, 1, _summary(command), _command(command, inner, also))
+        if isinstance(command, click.Group):
+            yield from _pages(command, inner, title)
 
 
 def _summary(command: click.Command) -> str:
@@ -130,7 +139,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for name, each in sorted(command.commands.items()):
-            yield from (".TP", f".B rpcd {escaped(name)}", escaped(_paragraphs(each)[0]))
+            yield from (".TP", f".B {escaped(f'{context.command_path} {name}')}", escaped(_paragraphs(each)[0]))
 
 
 def _section(title: str, paragraphs: list[str]) -> Iterator[str]:

@@ -8,12 +8,19 @@ from typing import Any
 from rpcd.cli.show import tell
 
 
-class Bar:
-    """How far a file is published."""
+def size_of(descriptor: int) -> int | None:
+    """Return the size of a file in bytes; None if it has none, as a pipe."""
+    found = os.fstat(descriptor)
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def __init__(self, descriptor: int) -> None:
-        """Take the file, whose size gives the end of the bar if it has one."""
-        self._descriptor = descriptor
+
+class Bar:
+    """How far a long piece of work is."""
+
+    def __init__(self, word: str, total: int | None = None) -> None:
+        """Say what is done with each message; `total` is where the bar ends, in whatever `show` is told."""
+        self._word = word
+        self._total = total
         self._bar: Any = None
         self._task: Any = None
 
@@ -24,22 +31,25 @@ class Bar:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        found = os.fstat(self._descriptor)
-        size = found.st_size if stat.S_ISREG(found.st_mode) else None
         columns = (
             SpinnerColumn(),
             BarColumn(),
-            TextColumn("{task.fields[published]} published"),
+            TextColumn(f"{{task.fields[done]}} {self._word}"),
             TimeElapsedColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("publish", total=size, published=0)
+        self._task = self._bar.add_task(self._word, total=self._total, done=0)
         self._bar.start()
 
-    def show(self, published: int, taken: int) -> None:
-        """Move the bar."""
+    def reach(self, total: int) -> None:
+        """Say where the bar ends, if that is found out later."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=taken, published=published)
+            self._bar.update(self._task, total=total)
+
+    def show(self, done: int, completed: int) -> None:
+        """Move the bar; `done` messages are done with."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=completed, done=done)
 
     def blocked(self, reason: str | None) -> None:
         """Say that the broker takes nothing for now, or does again."""

@@ -14,7 +14,7 @@ from rpcd.amqp.waiting import bounded
 from rpcd.cli.broker import SIGNALS, Asked, Connect, Where, broker_options, choose, explain, talk
 from rpcd.cli.completion import names
 from rpcd.cli.compose import USAGE, Composer, composed, given_body, message_options
-from rpcd.cli.progress import Bar
+from rpcd.cli.progress import Bar, size_of
 from rpcd.cli.show import end, json_line, say
 from rpcd.cli.stream import BadLine, Pace, Report, Stream
 from rpcd.core.errors import ChannelClosed, PublishRefused, ReplyCode
@@ -140,7 +140,7 @@ def _many(
     composed(exchange, key, b"{}", **options)  # what can't be sent is told before anything is connected
     composer = Composer(exchange, key, messages, **options)
     where, descriptor = choose(asked), _opened(file)
-    bar = Bar(descriptor)
+    bar = Bar("published", size_of(descriptor))
 
     async def work(connect: Connect) -> Report:
         stream = Stream(await connect(), composer, Pace(**pace), from_line)

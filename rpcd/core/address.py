@@ -4,6 +4,7 @@ The form of the URL is RabbitMQ's (rabbitmq.com/docs/uri-spec) with several host
 last host holds for those that have none.
 """
 
+import ipaddress
 import re
 from urllib.parse import parse_qsl, unquote
 
@@ -49,6 +50,11 @@ class Address:
         return self.tls is not None and self.tls.certificate is not None
 
     @property
+    def exposed(self) -> tuple[str, ...]:
+        """The hosts to which password and messages travel for everybody on the way to read."""
+        return () if self.tls is not None else tuple(host for host, _port in self.hosts if not _is_loopback(host))
+
+    @property
     def safe_url(self) -> str:
         """The URL as it may be shown: without user name and password."""
         scheme = "amqps" if self.tls is not None else "amqp"
@@ -76,6 +82,13 @@ def address(broker: Broker, heartbeat: int | None = None) -> Address:
         connect_timeout=broker.connect_timeout,
         tls=broker.tls if scheme == "amqps" else None,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def virtual_host_of(url: str) -> str:

@@ -4,6 +4,9 @@ A copy keeps what identifies the request and the application's headers as the by
 client's `expiration` (it would win over a longer step), nor `x-death` and its kin (the broker's cycle check deletes a
 message that carries them when its step expires), nor `CC` and `BCC` (the broker would route the copy there as well), nor
 `user_id` (the broker checks it against rpcd's own login).
+
+A replay is a copy from the archive back to its queue, by the same law. It begins anew: its attempts are counted from one,
+and a deadline that has passed is left behind, for whoever replays wants it run. That it was replayed stays on later copies.
 """
 
 import datetime as dt
@@ -12,12 +15,27 @@ from typing import Any
 import attrs
 
 from rpcd.core.message import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, Message, Outgoing
-from rpcd.core.retry import COUNT_HEADER, DEADLINE_HEADER, NACK_HEADER
-from rpcd.core.tables import Headers, header, join_headers, split_headers
+from rpcd.core.retry import COUNT_HEADER, DEADLINE_HEADER, NACK_HEADER, counted
+from rpcd.core.tables import Headers, ShortString, header, join_headers, split_headers
 from rpcd.core.wire import Properties, write_properties
 
 COPY_HEADER = "x-rpcd-copy"
 """A copy's own id, by which a returned or redelivered copy is told from every other message."""
+
+REPLAYED_HEADER = "x-rpcd-replayed"
+"""How often a message was replayed from an archive."""
+
+REPLAYED_TIME_HEADER = "x-rpcd-replayed-time"
+"""When it was last replayed."""
+
+HEADERS_HEADER = "x-rpcd-headers"
+"""Headers that can't be read, as one byte array."""
+
+HEADERS_LOST = "x-rpcd-headers-dropped"
+"""How many bytes the headers had that were too big for a copy."""
+
+MOST_REPLAYS = 1_000_000
+"""What the count of replays is clamped to."""
 
 MAX_HEADERS = 110_000
 """Bytes of headers that a copy may carry on: all properties must fit into one frame, 131,072 bytes with RabbitMQ."""
@@ -26,6 +44,7 @@ _DROPPED = frozenset(
     name.encode() for name in (COUNT_HEADER, NACK_HEADER, DEADLINE_HEADER, "x-death", "x-delivery-count", "CC", "BCC")
 )
 _DROPPED_FAMILIES = (b"x-first-death-", b"x-last-death-", b"x-rpcd-")
+_MARKS = frozenset((REPLAYED_HEADER.encode(), REPLAYED_TIME_HEADER.encode()))
 
 
 @attrs.frozen
@@ -63,7 +82,7 @@ def retry_copy(message: Message[Any], queue: str, step: int, count: int, nacks: 
         EXCHANGE_HEADER: message.exchange,
         ROUTING_KEY_HEADER: message.routing_key,
     }
-    return _copy(message, retry_queue(queue, step), own, token)
+    return _copy(message.properties, message.payload, "", retry_queue(queue, step), own, token)
 
 
 def archive_copy(
@@ -83,9 +102,41 @@ def archive_copy(
         "x-rpcd-consumer": who.consumer,
         "x-rpcd-queue": message.queue,
         "x-rpcd-host": who.host,
-        "x-rpcd-time": dt.datetime.fromtimestamp(now, dt.timezone.utc).isoformat(timespec="milliseconds"),
+        "x-rpcd-time": _written(now),
     }
-    return _copy(message, archive, own, token)
+    return _copy(message.properties, message.payload, "", archive, own, token)
+
+
+def replay_copy(
+    came: Properties,
+    body: bytes,
+    exchange: str,
+    routing_key: ShortString,
+    first: tuple[ShortString, ShortString] | None,
+    token: str,
+    now: float,
+) -> Outgoing:
+    """Make the copy by which an archived message goes back to work; `now` is in seconds since the epoch.
+
+    `first` is the exchange and key that it was first published with, if its handler is to see those. `token`, its own id, is
+    the same whenever the same archived message is replayed, so that a second one can be recognised.
+    """
+    headers = came.headers if isinstance(came.headers, Headers) else Headers()
+    limit = headers.get(DEADLINE_HEADER)
+    alive = isinstance(limit, int | float) and not isinstance(limit, bool) and limit > now
+    own = {
+        DEADLINE_HEADER: limit if alive else None,
+        COPY_HEADER: token,
+        EXCHANGE_HEADER: first[0] if first is not None else None,
+        ROUTING_KEY_HEADER: first[1] if first is not None else None,
+        REPLAYED_HEADER: counted(headers, REPLAYED_HEADER, MOST_REPLAYS) + 1,
+        REPLAYED_TIME_HEADER: _written(now),
+    }
+    return _copy(came, body, exchange, routing_key, own, token)
+
+
+def _written(now: float) -> str:
+    return dt.datetime.fromtimestamp(now, dt.timezone.utc).isoformat(timespec="milliseconds")
 
 
 def printable(text: str, most: int = 1000) -> str:
@@ -93,9 +144,11 @@ def printable(text: str, most: int = 1000) -> str:
     return text[:most].encode(errors="replace").decode()
 
 
-def _copy(message: Message[Any], queue: str, own: dict[str, Any], token: str) -> Outgoing:
-    came = message.properties
-    entries = _kept(came.headers) if isinstance(came.headers, Headers) else []
+def _copy(
+    came: Properties, body: bytes, exchange: str, routing_key: ShortString, own: dict[str, Any], token: str
+) -> Outgoing:
+    said = {name.encode() for name in own}
+    entries = _kept(came.headers, said) if isinstance(came.headers, Headers) else []
     entries += [header(name, value) for name, value in own.items() if value is not None]
     properties = Properties(
         content_type=came.content_type,
@@ -109,22 +162,22 @@ def _copy(message: Message[Any], queue: str, own: dict[str, Any], token: str) ->
         type=came.type,
         app_id=came.app_id,
     )
-    return Outgoing("", queue, message.payload, write_properties(properties), mandatory=True, token=token)
+    return Outgoing(exchange, routing_key, body, write_properties(properties), mandatory=True, token=token)
 
 
-def _kept(headers: Headers) -> list[bytes]:
-    """Return the header entries that go on; what can't be read or is too big is wrapped or left, and said so."""
+def _kept(headers: Headers, said: set[bytes]) -> list[bytes]:
+    """Return the entries that go on, but for those that are `said` anew; what can't be kept is told instead."""
     unread = headers.fault is not None  # then as one byte array: whoever reads the archive can't choke on it
-    kept = [header("x-rpcd-headers", headers.raw)] if unread else _theirs(headers)
-    return kept if _fits(kept) else [header("x-rpcd-headers-dropped", sum(map(len, kept)))]
+    kept = [header(HEADERS_HEADER, headers.raw)] if unread else _theirs(headers, said)
+    return kept if _fits(kept) else [header(HEADERS_LOST, sum(map(len, kept)))]
 
 
-def _theirs(headers: Headers) -> list[bytes]:
-    """Return the application's entries: not the broker's, and not those of an earlier copy."""
+def _theirs(headers: Headers, said: set[bytes] | frozenset[bytes] = frozenset()) -> list[bytes]:
+    """Return the application's entries, and the marks of a replay: not the broker's, and not those of an earlier copy."""
     return [
         entry
         for name, entry in split_headers(headers.raw)
-        if name not in _DROPPED and not name.startswith(_DROPPED_FAMILIES)
+        if name not in said and (name in _MARKS or (name not in _DROPPED and not name.startswith(_DROPPED_FAMILIES)))
     ]
 
 

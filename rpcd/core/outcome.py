@@ -14,23 +14,12 @@ from rpcd.core import errors
 from rpcd.core.copies import printable, retriable
 from rpcd.core.errors import ExitCode
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.reply import UNEXPECTED, Replies
-from rpcd.core.retry import Steps
+from rpcd.core.policy import Policy
+from rpcd.core.reply import UNEXPECTED
 from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict, trace
 
 REQUEUE_PAUSE = 1000
 """Milliseconds that a failed message is held before `on_error = "requeue"` gives it back, so that nothing spins."""
-
-
-@attrs.frozen
-class Policy:
-    """What a consumer decides by: its `on_error`, its retry steps, its replies."""
-
-    replies: Replies
-    on_error: str = "auto"
-    steps: Steps = attrs.field(factory=lambda: Steps((0.2, 1.0, 60.0, 1800.0), 5))
-    longest: float | None = None
-    """The longest delay in seconds when retries are kept in the process, because their queue dies with its connection."""
 
 
 def success(value: Any, message: Message[Any], policy: Policy) -> Outcome:
@@ -95,12 +84,11 @@ def _request_failed(case: Case) -> Outcome:
 
 
 def _nack(case: Case) -> Outcome:
-    if case.error.delay == 0:
-        return Outcome(Verdict.REQUEUE, "put off by Nack", level=logging.INFO, temporary=True)
-    nacks = case.message.nacks
-    step = case.policy.steps.delay(nacks, case.error.delay)
+    nacks, delay = case.message.nacks, case.error.delay
+    step = None if delay == 0 else case.policy.steps.delay(nacks, delay)
     if step is None:
-        return Outcome(Verdict.REQUEUE, "put off by Nack; there are no retry steps", level=logging.INFO, temporary=True)
+        reason = "put off by Nack" if delay == 0 else "put off by Nack; there are no retry steps"
+        return Outcome(Verdict.REQUEUE, reason, level=logging.INFO, temporary=True)
     return _again(case, step, case.message.attempt - 1, nacks + 1, "put off by Nack", logging.INFO)
 
 
@@ -128,9 +116,7 @@ def _again(case: Case, step: int, count: int, nacks: int, reason: str, level: in
 
 
 def _spent(case: Case, reason: str) -> Outcome:
-    outcome = _archive(case, reason, UNEXPECTED)
-    outcome.temporary = True
-    return outcome
+    return Outcome(Verdict.ARCHIVE, reason, reply=case.failure(UNEXPECTED), level=logging.ERROR, temporary=True)
 
 
 def _archive(case: Case, reason: str, text: str | None, level: int = logging.ERROR) -> Outcome:
@@ -220,12 +206,8 @@ def _retry_row(case: Case) -> Outcome:
     return _retry(case, case.error.delay)
 
 
-def _returned(_case: Case) -> Outcome:
-    return ACKED
-
-
 TABLE: tuple[Rule, ...] = (
-    Rule("returned", "ack", "`success` true", None, _returned),
+    Rule("returned", "ack", "`success` true", None, lambda _case: ACKED),
     Rule(
         "`RequestFailed(message, data)`",
         "ack",

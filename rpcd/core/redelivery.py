@@ -30,7 +30,7 @@ LARGEST = 64 * 1024
 """A message whose reply is longer than this many bytes is not remembered: it runs again."""
 
 LARGEST_KEPT = 1024 * 1024
-"""Nor is one that is longer than this many bytes, once its first run has ended."""
+"""Nor is one whose outcome still has more than this many bytes to publish."""
 
 
 @attrs.frozen
@@ -39,7 +39,7 @@ class Known:
 
     since: float
     job: Job | None
-    """Its first run; None when only the outcome was kept."""
+    """Its first run, without its body once it has ended; None when only the outcome was kept."""
     outcome: Outcome | None
     """What is left to do for it; None while it still runs."""
 
@@ -81,10 +81,11 @@ class Redeliveries:
         if key is None or key not in self._known:
             return
         reply = outcome.reply
-        if len(job.message.payload) > LARGEST_KEPT or (reply is not None and len(reply.body) > LARGEST):
+        size = sum(len(each.body) for each in outcome.publications or ())
+        if size > LARGEST_KEPT or (reply is not None and len(reply.body) > LARGEST):
             del self._known[key]
         else:
-            self._known[key] = Known(now, job, outcome)
+            self._known[key] = Known(now, _without_body(job), outcome)
 
     def recognise(self, message: Message[Any], now: float) -> Known | None:
         """Return what is known of a redelivered message; it is handed out once."""
@@ -93,6 +94,14 @@ class Redeliveries:
         key = key_of(message)
         known = self._known.pop(key, None) if key is not None else None
         return known if known is not None and now - known.since < KEPT_SECONDS else None
+
+
+def _without_body(job: Job) -> Job:
+    """Return of a job that has ended what opening its message has found out; the message comes again."""
+    its = job.message
+    message: Message[Any] = Message(exchange=its.exchange, routing_key=its.routing_key, attempt=its.attempt)
+    message.nacks, message.deadline = its.nacks, its.deadline
+    return Job(message, job.route, job.ledger, job.tag)
 
 
 def done(reply: Outgoing | None) -> Outcome:

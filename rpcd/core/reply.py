@@ -74,6 +74,7 @@ class Replies:
     own_queues: AbstractSet[str] = frozenset()
     max_reply: int = 8 * 1024 * 1024
     _checked: set[str] = attrs.field(factory=set, init=False)
+    _named: str | None = attrs.field(default=None, init=False)
 
     def wanted(self, message: Message[Any]) -> bool:
         """Tell whether the sender waits for a reply that this consumer gives."""
@@ -88,8 +89,11 @@ class Replies:
         return True
 
     def never_to(self, queue: str) -> None:
-        """Never reply to this queue of rpcd's own, which the broker has just named; reactor, ahead of its deliveries."""
-        self.own_queues = self.own_queues | {queue}
+        """Never reply to this queue of rpcd's own, which the broker may just have named; reactor, ahead of its deliveries.
+
+        It takes the place of the one before: every connection may bring a new name, and the old queue has gone.
+        """
+        self._named = queue
         self._checked.discard(queue)
 
     def check(self, reply_to: ShortString) -> None:
@@ -102,15 +106,18 @@ class Replies:
             self._checked.clear()
         self._checked.add(reply_to)
 
+    def _is_own(self, name: ShortString) -> bool:
+        return name == self._named or name in self.own_queues
+
     def _permitted(self, name: str) -> bool:
-        if name in self.own_queues:
+        if self._is_own(name):
             return False
         if name.startswith(DIRECT_REPLY_TO):
             return self.via == DEFAULT_EXCHANGE and direct_reply_token_is_whole(name)
         return name.startswith(_SERVER_NAMED) or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allowed)
 
     def _why(self, name: ShortString) -> str:
-        if name in self.own_queues:
+        if self._is_own(name):
             return "it is a queue of rpcd's own"
         if not isinstance(name, str) or not name.startswith(DIRECT_REPLY_TO):
             return "name its queue in reply_to_allowed"

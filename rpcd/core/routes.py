@@ -12,7 +12,8 @@ from rpcd.core.codec import Codec
 from rpcd.core.errors import BadMessage, DeadlinePassed
 from rpcd.core.handler import Handler, Layer, Target, check_finished
 from rpcd.core.message import ENDED, EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
-from rpcd.core.outcome import Policy, judge, success
+from rpcd.core.outcome import judge, success
+from rpcd.core.policy import Policy
 from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
 from rpcd.core.tables import Headers, fits
 from rpcd.core.verdict import Outcome

@@ -209,14 +209,6 @@ class PrivateNode:
             time.sleep(0.01)
         self._reap()
 
-    def shut_down(self) -> None:
-        """End the broker in order, by SIGTERM, and wait until its process is gone; its epmd stays for the next start."""
-        pid = self.pid
-        os.kill(pid, signal.SIGTERM)
-        while alive(pid):
-            time.sleep(0.01)
-        self._reap()
-
     def _reap(self) -> None:
         if self._server is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -10,7 +10,7 @@ import pytest
 from amqp_wire import LONGEST, Broker, Link, Reactor, Waited
 from twisted.internet.defer import Deferred
 
-from rpcd.amqp import consumer, outbox, outcomes, settlement, tasks, workers
+from rpcd.amqp import consumer, full, outbox, outcomes, settlement, tasks, workers
 from rpcd.amqp.consumer import Consumer
 from rpcd.amqp.dial import Broker as Dialled
 from rpcd.amqp.plan import Overseer, Plan
@@ -38,7 +38,7 @@ def connected(broker: Broker, address: Address = ADDRESS) -> AmqpProtocol:
 def spread_time(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every module of rpcd read the time from the reactor's clock."""
     stand_in = types.SimpleNamespace(monotonic=reactor.seconds, time=time.time)
-    for module in (outbox, outcomes, settlement, workers, tasks, consumer):
+    for module in (full, outbox, outcomes, settlement, workers, tasks, consumer):
         monkeypatch.setattr(module, "time", stand_in)
 
 

@@ -114,7 +114,9 @@ def test_a_loss_while_it_waits_for_the_publisher(rig: MakeRig, broker: Broker, r
     it.until(lambda: it.consumer.consuming)
 
 
-@pytest.mark.parametrize("unanswered", ["Channel.Open", "Queue.Declare", "Channel.Close", "Basic.Qos", "Basic.Consume"])
+@pytest.mark.parametrize(
+    "unanswered", ["Channel.Open", "Queue.Declare", "Channel.Close", "Basic.Get", "Basic.Qos", "Basic.Consume"]
+)
 def test_every_step_of_a_start_has_an_end(rig: MakeRig, broker: Broker, reactor: Reactor, unanswered: str) -> None:
     it = rig(Gate())
     it.publisher.start()
@@ -790,7 +792,7 @@ def test_a_drain_while_there_is_no_connection(rig: MakeRig, broker: Broker, reac
     assert it.consumer.stats.stale_settlements == 1
 
 
-@pytest.mark.parametrize("at", ["Queue.Declare", "Confirm.Select", "Basic.Qos", "Basic.Consume"])
+@pytest.mark.parametrize("at", ["Queue.Declare", "Confirm.Select", "Basic.Get", "Basic.Qos", "Basic.Consume"])
 def test_a_drain_in_the_middle_of_a_start(rig: MakeRig, broker: Broker, reactor: Reactor, at: str) -> None:
     it = rig(Gate())
     it.publisher.start()

@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from rpcd.amqp import outbox as module
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.outbox import NACK_PAUSES, REFUSED_KEPT, STRIKES, Outbox
+from rpcd.amqp.full import REFUSED_KEPT
+from rpcd.amqp.outbox import NACK_PAUSES, STRIKES, Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.copies import Circumstances, archive_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, PublishTimeout, Unroutable
@@ -769,7 +770,7 @@ def test_a_refusal_of_long_ago_says_nothing_of_now(ready: Bench) -> None:
 
 
 def test_queues_that_refuse_are_remembered_within_bounds(ready: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rpcd.amqp.outbox.MOST_REFUSING", 2)
+    monkeypatch.setattr("rpcd.amqp.full.MOST_REFUSING", 2)
     for number, name in enumerate("abc", start=1):
         ready.publish(name)
         ready.chan.confirm(number, taken=False)

@@ -98,6 +98,7 @@ def rig(broker: Broker, reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> It
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     monkeypatch.setattr(ending, "_code", None)
     monkeypatch.setattr(ending, "_anew", False)
+    monkeypatch.setattr(ending, "guard", lambda _seconds, _pidfile: None)
 
     def make(**handlers: Any) -> Rig:
         section = {name: value for name, value in handlers.items() if not callable(value)}

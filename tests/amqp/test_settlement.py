@@ -495,6 +495,7 @@ def test_what_finished_before_its_redelivery_came_is_settled_when_it_comes(bench
     assert (len(it.jobs), len(it.known)) == (1, 1)
     assert it.broker.routing_keys() == ["event"]
     assert it.queue.acked == ["a"]
+    assert (it.stats.joined, it.stats.duplicates_suppressed) == (1, 1)
 
 
 def test_a_run_outlives_several_connections(bench: MakeBench) -> None:

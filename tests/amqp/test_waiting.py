@@ -92,6 +92,16 @@ def test_unless_fails_with_the_end_and_leaves_the_inner_one_alone(results: Resul
     assert len(outer) == 1
 
 
+def test_unless_leaves_nobody_waiting_for_an_end_that_is_far_away(results: Results) -> None:
+    ended = Once()
+    for number in range(3):
+        inner: Deferred[int] = Deferred()
+        outer = results(unless(ended, inner))
+        inner.callback(number)
+        assert outer == [number]
+    assert ended._waiting == []
+
+
 def test_unless_swallows_what_fails_too_late(results: Results) -> None:
     ended, inner = Once(), Deferred[int]()
     outer = results(unless(ended, inner))

@@ -101,7 +101,8 @@ def daemon(node: PrivateNode, tmp_path_factory: pytest.TempPathFactory) -> Itera
     node.add_virtual_hosts(["outcomes"])
     directory = tmp_path_factory.mktemp("outcomes")
     (directory / "outcome_handlers.py").write_text(HANDLERS)
-    parts = [f"[service]\npath = [{str(directory)!r}]\npublish_timeout = 2\n[queues.target]\n"]
+    parts = ["# publishes: news, nowhere\n"]
+    parts += [f"[service]\npath = [{str(directory)!r}]\npublish_timeout = 2\n[queues.target]\n"]
     parts += [CONSUMER.format(name=policy, type="quorum", on_error=policy, limit=600) for policy in POLICIES]
     parts += [CONSUMER.format(name="short", type="quorum", on_error="auto", limit=0.5).replace("workers = 2", "workers = 3")]
     parts += [CONSUMER.format(name="classic", type="classic", on_error="auto", limit=600)]

@@ -67,14 +67,14 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_a_broker_with_a_trusted_certificate_is_used(start: StartDaemon, broker: TlsBroker, host: str) -> None:
+def test_security_03_a_broker_with_a_trusted_certificate_is_used(start: StartDaemon, broker: TlsBroker, host: str) -> None:
     start(CONFIG.format(tls=f'ca = "{broker.authority.file}"'), HANDLERS, at=broker.url(host))
     peer = Peer(broker.node.url())
     assert peer.call("work", {"a": 1}).json["data"] == {"a": 1}
     peer.close()
 
 
-def test_a_client_certificate_logs_in_by_itself(start: StartDaemon, broker: TlsBroker) -> None:
+def test_security_05_a_client_certificate_logs_in_by_itself(start: StartDaemon, broker: TlsBroker) -> None:
     broker.node.ctl("add_user", "shop", "unused")
     broker.node.ctl("clear_password", "shop")
     broker.node.ctl("set_permissions", "shop", ".*", ".*", ".*")
@@ -138,7 +138,7 @@ def trouble(broker: TlsBroker, doors: dict[str, int], name: str) -> tuple[str, s
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_each_trouble_with_a_certificate_has_its_own_sentence(
+def test_security_03_04_each_trouble_with_a_certificate_has_its_own_sentence(
     start: StartDaemon, broker: TlsBroker, doors: dict[str, int], tmp_path: pathlib.Path, name: str
 ) -> None:
     tls, url, says = trouble(broker, doors, name)
@@ -158,7 +158,7 @@ def test_each_trouble_with_a_certificate_has_its_own_sentence(
 
 
 @pytest.mark.parametrize("version", ["tlsv1.3", "tlsv1.2"])
-def test_a_broker_that_refuses_our_certificate_says_so_through_us(
+def test_security_05_a_broker_that_refuses_our_certificate_says_so_through_us(
     start: StartDaemon, broker: TlsBroker, tmp_path_factory: pytest.TempPathFactory, version: str
 ) -> None:
     strict = TlsBroker(tmp_path_factory.mktemp("strict"), strict=version)
@@ -182,7 +182,7 @@ def test_a_broker_that_refuses_our_certificate_says_so_through_us(
         strict.node.stop()
 
 
-def test_plain_amqp_on_the_port_of_tls_says_so(start: StartDaemon, broker: TlsBroker) -> None:
+def test_security_04_plain_amqp_on_the_port_of_tls_says_so(start: StartDaemon, broker: TlsBroker) -> None:
     daemon = start(CONFIG.format(tls=""), HANDLERS, at=broker.url().replace("amqps:", "amqp:"), wait=False)
     (line, *_) = daemon.wait_for("trying again in .* connection=work")
     assert "the port answers in TLS; write amqps://" in line

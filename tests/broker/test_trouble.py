@@ -1,7 +1,10 @@
 """Connections and brokers go away; rpcd consumes again by itself, and no message goes with them."""
 
+import json
 import pathlib
 
+import pytest
+from command import rpcd
 from daemon import StartDaemon
 from peer import Peer
 
@@ -43,10 +46,17 @@ def handled(tmp_path: pathlib.Path) -> list[str]:
     return (tmp_path / "ledger").read_text().split() if (tmp_path / "ledger").exists() else []
 
 
-def test_a_handler_that_outlives_its_connection_does_not_run_twice(
-    start: StartDaemon, peer: Peer, node: PrivateNode, virtual_host: str, tmp_path: pathlib.Path
+def _counted(tmp_path: pathlib.Path, name: str) -> int:
+    """Ask the daemon for one of its counters."""
+    report = rpcd("ctl", "--socket", str(tmp_path / "control"), "--json", "status")
+    return int(json.loads(report.stdout)["result"]["consumers"][0][name])
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_fault_42_a_handler_that_outlives_its_connection_does_not_run_twice(
+    start: StartDaemon, peer: Peer, node: PrivateNode, virtual_host: str, tmp_path: pathlib.Path, kind: str
 ) -> None:
-    daemon = start(CONFIG.format(kind="quorum", handler="slow"), LEDGER)
+    daemon = start('[service]\ncontrol = "control"\n' + CONFIG.format(kind=kind, handler="slow"), LEDGER)
     ids = [f"slow{number}" for number in range(4)]
     reply_to = "amq.gen-kept"  # a name that only looks server-made, so that it outlives the connection
     resource = f'rabbit_misc:r(<<"{virtual_host}">>, queue, <<"{reply_to}">>)'
@@ -57,6 +67,7 @@ def test_a_handler_that_outlives_its_connection_does_not_run_twice(
     node.ctl("close_all_connections", "--vhost", virtual_host, "cut")
     daemon.wait_for("INFO rpcd.consumer: consuming", 2)
     client = Peer(peer.url)
+    client.until(lambda: _counted(tmp_path, "joined") == 4)
     (tmp_path / "gate").touch()
     answers = list(client.take(reply_to, 4))
     assert sorted(answer.json["data"]["id"] for answer in answers) == ids

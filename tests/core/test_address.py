@@ -223,3 +223,19 @@ def test_a_heartbeat_is_a_whole_number_of_seconds(text: str, seconds: int) -> No
 def test_anything_else_is_no_heartbeat(text: str) -> None:
     with pytest.raises(AddressError):
         whole(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "exposed"),
+    [
+        ("amqp://localhost", ()),
+        ("amqp://127.0.0.1,[::1]:5673,127.8.8.8", ()),
+        ("amqp://rabbit.localhost", ()),
+        ("amqps://rabbit1,10.0.0.1", ()),
+        ("amqp://rabbit1", ("rabbit1",)),
+        ("amqp://localhost,10.0.0.1,[fe80::1],rabbit2", ("10.0.0.1", "fe80::1", "rabbit2")),
+        ("amqp://localhost.example.com", ("localhost.example.com",)),
+    ],
+)
+def test_security_06_plain_tcp_to_another_machine_is_known(url: str, exposed: tuple[str, ...]) -> None:
+    assert address(Broker(url=url)).exposed == exposed

@@ -14,7 +14,7 @@ from rpcd.config import assemble, read
 from rpcd.core.errors import SettingsError
 from rpcd.core.handler import HandlerError
 from rpcd.core.message import Message
-from rpcd.core.outcome import Policy
+from rpcd.core.policy import Policy
 from rpcd.core.topology import plan_consumer
 from rpcd.importing import checked_target, resolve
 

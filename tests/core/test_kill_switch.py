@@ -7,7 +7,8 @@ import pytest
 from rpcd.core.errors import BadMessage, Drop, HaltConsumer, Nack, PermanentFailure, RequestFailed, Retry
 from rpcd.core.kill_switch import KillSwitch, succeeded
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.outcome import Policy, judge
+from rpcd.core.outcome import judge
+from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
 from rpcd.core.verdict import ACKED, Outcome, Verdict

@@ -112,3 +112,13 @@ def test_one_at_a_time_per_key_in_order_nothing_lost_and_empty_at_the_end(steps:
         leave(next(iter(running)))
     assert sorted(ended) == list(range(1, came + 1))
     assert (len(lanes), list(lanes.waiting())) == (0, [])
+
+
+def test_fault_43_a_hundred_thousand_keys_leave_nothing_behind() -> None:
+    lanes: Lanes[int] = Lanes()
+    for number in range(100_000):
+        assert lanes.enter(f"key {number}", number)
+        assert not lanes.enter(f"key {number}", -number)
+        assert lanes.leave(f"key {number}") == -number
+        assert lanes.leave(f"key {number}") is None
+    assert len(lanes) == 0

@@ -42,12 +42,12 @@ NONE = '[broker]\nurl = "amqp://guest:guest@localhost/"\npassword = "${PASSWORD:
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o440])
 @pytest.mark.parametrize("text", [LITERAL, OVERLAY, NONE])
-def test_a_file_that_not_everybody_may_read_may_hold_secrets(make: Make, text: str, mode: int) -> None:
+def test_security_07_a_file_that_not_everybody_may_read_may_hold_secrets(make: Make, text: str, mode: int) -> None:
     assert said(make("a.toml", text, mode)) == []
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o644, 0o604])
-def test_a_file_that_everybody_may_read_may_hold_none(make: Make, mode: int) -> None:
+def test_security_07_a_file_that_everybody_may_read_may_hold_none(make: Make, mode: int) -> None:
     assert said(make("a.toml", NONE, mode)) == []
     path = make("b.toml", LITERAL + OVERLAY, mode)
     assert said(path) == [
@@ -63,7 +63,7 @@ def test_no_problem_shows_the_secret(make: Make) -> None:
     assert "correct-horse" not in str(said(make("a.toml", LITERAL + OVERLAY, 0o666)))
 
 
-def test_a_file_that_everybody_may_change_is_refused_whatever_it_holds(make: Make) -> None:
+def test_security_07_a_file_that_everybody_may_change_is_refused_whatever_it_holds(make: Make) -> None:
     path = make("a b.toml", NONE, 0o646)
     assert said(path) == [f"mode: 0646 lets everybody change it, and so choose the code that rpcd runs; chmod o-w '{path}'"]
 
@@ -145,7 +145,7 @@ def test_only_the_files_of_the_overlay_that_is_used_are_looked_at(make: Make) ->
     assert found.startswith(f"virtual_hosts.staging.broker.password: {secret} is open to everybody")
 
 
-def test_the_private_key_of_a_certificate_is_a_secret(make: Make) -> None:
+def test_security_05_the_private_key_of_a_certificate_is_a_secret(make: Make) -> None:
     key = make("shop.key", "no key", 0o644)
     make("shop.pem", "no certificate", 0o666)
     text = '[broker]\nurl = "amqps://h"\ntls = { key = "shop.key", certificate = "shop.pem" }\n'

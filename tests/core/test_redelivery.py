@@ -11,8 +11,8 @@ from rpcd.core.handler import target
 from rpcd.core.identity import key_of
 from rpcd.core.ledger import Ledger
 from rpcd.core.message import Message, Outgoing
-from rpcd.core.outcome import Policy
 from rpcd.core.pipeline import Job
+from rpcd.core.policy import Policy
 from rpcd.core.redelivery import KEPT, KEPT_SECONDS, LARGEST, LARGEST_KEPT, Known, Redeliveries, done
 from rpcd.core.reply import Replies
 from rpcd.core.routes import Route
@@ -137,7 +137,9 @@ def test_a_message_that_finished_too_late_takes_that_outcome() -> None:
     known.connection_lost([running], [], 0.0)
     late = Outcome(Verdict.ACK, reply=reply())
     known.finished(running, late, 5.0)
-    assert known.recognise(message(), 6.0) == Known(5.0, running, late)
+    found = known.recognise(message(), 6.0)
+    assert found is not None
+    assert (found.since, found.outcome) == (5.0, late)
 
 
 def test_a_message_is_recognised_once() -> None:
@@ -217,12 +219,27 @@ def test_knowledge_outlives_the_next_loss_until_it_is_too_old(seconds: float, re
     assert known.recognise(message("m2"), seconds) is not None
 
 
-def test_a_huge_message_is_not_kept_with_its_outcome() -> None:
-    body = b"x" * (LARGEST_KEPT + 1)
-    known, running = Redeliveries(), job(body=body)
+def test_no_body_is_kept_with_an_outcome() -> None:
+    """Ten thousand of them would fill the memory."""
+    known, running = Redeliveries(), job("m", body=b"x" * 10_000)
+    running.message.attempt, running.message.nacks, running.message.deadline = 3, 2, 1.5
     known.connection_lost([running], [], 0.0)
     known.finished(running, ACKED, 1.0)
-    assert known.recognise(message(body=body), 2.0) is None
+    found = known.recognise(message("m", body=b"x" * 10_000), 2.0)
+    assert found is not None
+    assert found.outcome is ACKED
+    assert found.job is not None
+    kept = found.job.message
+    assert (kept.payload, kept.attempt, kept.nacks, kept.deadline) == (b"", 3, 2, 1.5)
+    assert (kept.exchange, kept.routing_key) == (running.message.exchange, running.message.routing_key)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(LARGEST_KEPT, True), (LARGEST_KEPT + 1, False)])
+def test_what_has_much_to_publish_is_not_kept(size: int, kept: bool) -> None:
+    known, running = Redeliveries(), job("m")
+    known.connection_lost([running], [], 0.0)
+    known.finished(running, Outcome(Verdict.ACK, publications=[reply(size)]), 1.0)
+    assert (known.recognise(message("m"), 2.0) is not None) is kept
 
 
 @pytest.mark.parametrize(("size", "kept"), [(LARGEST, True), (LARGEST + 1, False)])

@@ -200,6 +200,11 @@ def test_a_queue_that_the_broker_has_just_named_is_never_answered_to() -> None:
         with pytest.raises(ReplyRefused):
             replies.check(name)
     replies.check("amq.gen-theirs")
+    replies.never_to("amq.gen-later")  # a new connection, a new name: the old ones do not pile up
+    replies.check("amq.gen-ours")
+    with pytest.raises(ReplyRefused):
+        replies.check("amq.gen-later")
+    assert replies.own_queues == OWN
 
 
 def test_direct_reply_to_works_through_the_default_exchange_only() -> None:

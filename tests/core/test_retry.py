@@ -158,7 +158,7 @@ NOW = 1_700_000_000.25
         ({"x-deadline": [1]}, "5000", None, NOW + 5),
     ],
 )
-def test_the_deadline_is_what_the_sender_meant_as_far_as_that_can_be_believed(
+def test_fault_50_the_deadline_is_what_the_sender_meant_as_far_as_that_can_be_believed(
     headers: dict[str, Any], expiration: Any, timestamp: int | None, expected: float | None
 ) -> None:
     assert deadline(headers, expiration, timestamp, NOW) == expected

@@ -13,7 +13,7 @@ from rpcd.core.copies import retry_copy
 from rpcd.core.errors import BadMessage, DeadlinePassed, ReplyRefused
 from rpcd.core.handler import target
 from rpcd.core.message import Message
-from rpcd.core.outcome import Policy
+from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
 from rpcd.core.routes import Route, Stray, by_exchange, lane_key, origin

@@ -32,8 +32,9 @@ class Member(PrivateNode):
     def join(self, first: "Member") -> None:
         """Share the epmd and the cookie of the first member, and look for it when started for the first time."""
         listed = f"cluster_formation.classic_config.nodes.1 = {first.name}\n"
-        config = self.directory / "rabbitmq.conf"
-        config.write_text(config.read_text() + _CONFIG + listed)
+        self._extra_config += _CONFIG + listed
+        self._configure()
+        self._is_new = False  # its ports stay: the others are told of them
         if self is not first:
             self.epmd_port = first.epmd_port
             cookie = self.directory / "home" / ".erlang.cookie"
@@ -81,7 +82,14 @@ class Cluster:
         if gone:
             with concurrent.futures.ThreadPoolExecutor(len(gone)) as pool:
                 list(pool.map(Member.start, gone))
-        self.whole()
+        try:
+            self.whole(30.0)
+        except AssertionError:  # a node that has paused in a minority may take its time to come back
+            for member in self.members[1:]:
+                member.kill()
+            for member in self.members[1:]:
+                member.start()
+            self.whole()
 
     def whole(self, seconds: float = 60.0) -> None:
         """Wait until every member runs and sees all others."""
@@ -89,7 +97,7 @@ class Cluster:
         for member in self.members:
             while True:
                 try:
-                    member.ctl("await_online_nodes", str(len(self.members)))
+                    member.ctl("--timeout", "10", "await_online_nodes", str(len(self.members)))
                 except NodeError:  # it pauses, or starts again, right now
                     assert time.monotonic() < deadline, "the cluster did not come together"
                 else:

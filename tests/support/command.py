@@ -85,9 +85,10 @@ def running(*arguments: str, url: str, stdin: int = subprocess.DEVNULL) -> Itera
                 stream.close()
 
 
-def on_terminal(*arguments: str, url: str | None = None, **environment: str) -> tuple[int, bytes]:
-    """Run a command on a terminal of its own; return its exit code and all that the terminal was sent."""
+def on_terminal(*arguments: str, url: str | None = None, answer: bytes = b"", **environment: str) -> tuple[int, bytes]:
+    """Run a command on a terminal of its own, with `answer` typed ahead; return its exit code and all that it was sent."""
     master, slave = pty.openpty()
+    os.write(master, answer)
     env = surroundings(url, TERM="xterm", COLUMNS="100", **environment)
     process = subprocess.Popen(
         [str(RPCD), *arguments], env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True

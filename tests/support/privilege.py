@@ -1,6 +1,7 @@
 """Daemons that log in as users who may do no more than they need: RPCD_TEST_LEAST_PRIVILEGE=1 for a whole run of the suite.
 
-The permissions are those that `rpcd declare --permissions` shows for the config, so a run also shows that they are enough.
+The permissions are those that `rpcd declare --permissions` shows for the config, so a run also shows that they are enough. A
+comment in it, `# publishes: NAME, NAME`, adds exchanges to which handlers publish though the config does not have them.
 Nodes that a test makes for itself, and proxies, are left to the user guest.
 """
 
@@ -8,6 +9,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from urllib.parse import unquote, urlsplit
@@ -32,9 +34,12 @@ def least(config: pathlib.Path, url: str | None, environment: dict[str, str]) ->
     needed = permissions(config, environment | {"RABBITMQ_URL": url})
     if needed is None:  # a config that can't be used: the test is about that
         return url
+    configure, write, read = needed
+    if (more := re.search(r"^# publishes: (.+)$", config.read_text(), re.MULTILINE)) is not None:
+        write = f"{write}|^({more[1].replace(', ', '|')})$"
     node, user = NODES[parts.port], f"least{os.getpid()}-{next(_numbers)}"
     virtual_host = unquote(parts.path[1:]) or "/"
-    grant(node, virtual_host, user, *needed)
+    grant(node, virtual_host, user, configure, write, read)
     return node.url(virtual_host, user, "pw")
 
 

@@ -5,6 +5,7 @@ back. Each connection is a `Link`; it knows whose it is, because rpcd tells the 
 """
 
 import asyncio
+import collections
 import contextlib
 import re
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from rpcd.ops.ports import free_ports
+from rpcd.ops.rabbitmq import free_ports
 
 UP, DOWN = "up", "down"
 WAYS = (UP, DOWN)
@@ -40,6 +41,9 @@ class Link:
         for event in self.open.values():
             event.set()
         self.ended = False
+        self.cut_short = False
+        """Whether it came to its limit."""
+        self.limit = proxy.limits.popleft() if proxy.limits else proxy.limit
         self._near, self._far = near, far
 
     async def pump(self, way: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -49,9 +53,10 @@ class Link:
                     self.name = found[1].decode()
                 await self.open[way].wait()
                 piece = piece if self.proxy.tamper is None else self.proxy.tamper(self, way, piece)
-                limit = self.proxy.limit.get(way)
+                limit = self.limit.get(way)
                 if limit is not None and self.passed[way] + len(piece) > limit:
                     writer.write(piece[: max(0, limit - self.passed[way])])
+                    self.cut_short = True
                     self.reset()
                     return
                 self.passed[way] += len(piece)
@@ -59,7 +64,9 @@ class Link:
                 await writer.drain()
                 if self.proxy.dribble:
                     await asyncio.sleep(0)
+            await self.open[way].wait()  # a black hole takes the end of a connection as well
         except OSError:
+            await self.open[way].wait()
             self.reset()
         finally:
             self.close()
@@ -76,7 +83,7 @@ class Link:
         self.ended = True
         for writer in (self._near, self._far):
             sock = writer.get_extra_info("socket")
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):  # it has no socket any more
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
@@ -87,13 +94,15 @@ class Proxy:
     def __init__(self, target: int, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         """Listen at once; with a server context the near side speaks TLS, the far side stays plain."""
         self.target = target
-        self.port = port or free_ports(1)[0]  # none that a client may be given while we refuse
+        self.port = port or free_ports(1)[0]  # none of those that the system hands out while this one refuses
         self.tls = tls
         self.tamper: Tamper | None = None
         self.dribble = 0
         """If not 0: bytes that are passed on at a time."""
         self.limit: dict[str, int] = {}
         """After how many bytes of a way a connection is reset; for connections old and new."""
+        self.limits: collections.deque[dict[str, int]] = collections.deque()
+        """The same, for the next connection each."""
         self.links: list[Link] = []
         self._paused: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,8 +115,9 @@ class Proxy:
     def url(self, url: str) -> str:
         """Return the URL with this proxy's port instead of the broker's."""
         parts = urlsplit(url)
-        host = f"{parts.netloc.rpartition('@')[0]}@{'localhost' if self.tls else '127.0.0.1'}:{self.port}"
-        return urlunsplit(parts._replace(scheme="amqps" if self.tls else "amqp", netloc=host))
+        tls = self.tls is not None or parts.scheme == "amqps"
+        host = f"{parts.netloc.rpartition('@')[0]}@{'localhost' if tls else '127.0.0.1'}:{self.port}"
+        return urlunsplit(parts._replace(scheme="amqps" if tls else "amqp", netloc=host))
 
     def accept(self) -> None:
         """Listen (again); where the port is kept."""
@@ -126,7 +136,7 @@ class Proxy:
         return self._each(Link.reset, name)
 
     def pause(self, *ways: str, name: str | None = None) -> None:
-        """Pass nothing on, without a word: a black hole; without a name it holds new connections as well."""
+        """Pass nothing on, not even an end: a black hole; without a name it holds new connections as well."""
         if name is None:
             self._paused |= set(ways or WAYS)
         self._each(lambda link: [link.open[way].clear() for way in ways or WAYS], name)

@@ -103,7 +103,7 @@ def states(client: Client) -> dict[str, str]:
 # The socket ---------------------------------------------------------------------------------------
 
 
-def test_only_its_owner_may_use_it_and_it_is_gone_at_the_end(start: StartDaemon, control: pathlib.Path) -> None:
+def test_security_15_only_its_owner_may_use_it_and_it_is_gone_at_the_end(start: StartDaemon, control: pathlib.Path) -> None:
     daemon = start(CONFIG, HANDLERS)
     mode = control.lstat().st_mode
     assert stat.S_ISSOCK(mode)

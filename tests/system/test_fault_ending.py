@@ -15,6 +15,7 @@ import pytest
 from daemon import Daemon, StartDaemon
 from ledger import HANDLER, Ledger, runs
 from peer import Peer
+from proxy import Proxy
 
 CONFIG = """
 [service]
@@ -157,6 +158,70 @@ def test_fault_39_threads_that_handlers_have_left_behind(start: StartDaemon, pee
     ledger.replies(4)
     assert daemon.stop() == 0
     ledger.check()
+
+
+# In the middle of a reload --------------------------------------------------------------------------
+
+
+def test_fault_38_sigterm_while_a_reload_asks_the_broker(start: StartDaemon, peer: Peer, proxy: Proxy, url: str) -> None:
+    daemon = start(config(), HANDLER, at=proxy.url(url))
+    ledger = Ledger(peer, "work")
+    ledger.publish(10)
+    ledger.replies(10)
+    assert len(proxy.named()) == 2
+    proxy.pause()
+    daemon.signal(signal.SIGHUP)
+    proxy.wait_for(3)
+    daemon.signal(signal.SIGTERM)
+    daemon.wait_for("SIGTERM: stopping")
+    proxy.resume()
+    ledger.publish(10)
+    assert daemon.wait() == 0
+    assert "starting anew" not in daemon.output
+    ledger.check()
+
+
+def test_fault_39_sigterm_while_the_start_function_hangs_after_a_reload(
+    start: StartDaemon, peer: Peer, tmp_path: pathlib.Path
+) -> None:
+    source = (
+        HANDLER
+        + """
+    import logging, threading
+
+    def begin():
+        if pathlib.Path(__file__).with_name("hang").exists():
+            logging.info("hanging")
+            threading.Event().wait()
+    """
+    )
+    text = config(1).replace("[service]\n", '[service]\non_start = "handlers_of_test:begin"\n')
+    daemon = start(text, source)
+    ledger = Ledger(peer, "work")
+    ledger.publish(10)
+    ledger.replies(10)
+    (tmp_path / "hang").touch()
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("hanging")
+    ledger.publish(10)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait() == 70
+    assert "CRITICAL rpcd: did not end by itself within" in daemon.output
+    assert sum(ledger.check()["queue"].values()) == 10
+
+
+def test_fault_39_a_handler_that_hangs_through_a_reload(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
+    daemon = start(config(1), GATED)
+    ledger = Ledger(peer, "work")
+    ledger.publish(24)
+    daemon.wait_for("running", 8)
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("stopped with unfinished handlers; messages that go back to the broker: ", seconds=60)
+    daemon.wait_for("running", 16, 60)
+    (tmp_path / "gate").touch()
+    ledger.replies(24)
+    assert daemon.stop() == 0
+    assert ledger.check()["queue"] == {}
 
 
 # Killed at any moment -----------------------------------------------------------------------------

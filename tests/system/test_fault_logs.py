@@ -236,3 +236,27 @@ def test_fault_48_the_last_words_of_a_handler_that_kills_the_process_are_there(
     assert daemon.wait() == 7
     lines = log.read_text().splitlines() if to == "file" else daemon.lines
     assert sum(" shop: line " in line for line in lines) == 100
+
+
+def test_fault_48_a_process_that_a_handler_forks_writes_its_own_lines_once(start: StartDaemon, peer: Peer) -> None:
+    daemon = start(
+        CONFIG,
+        """
+        import logging, os
+
+        def handle(message):
+            child = os.fork()
+            if not child:
+                logging.getLogger("shop").info("child of %s", message.message_id)
+                os._exit(0)
+            os.waitpid(child, 0)
+            logging.getLogger("shop").info("parent of %s", message.message_id)
+        """,
+    )
+    ledger = Ledger(peer, "work", ())
+    ledger.publish(50)
+    ledger.replies(50)
+    assert daemon.stop() == 0
+    ledger.check()
+    for who in ("child", "parent"):
+        assert [daemon.output.count(f" shop: {who} of {each} ") for each in ledger.published] == [1] * 50

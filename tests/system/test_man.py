@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import attrs
+import click
 import pytest
 from command import rpcd, surroundings
 from daemon import RPCD
@@ -14,7 +15,14 @@ from daemon import RPCD
 from rpcd.cli import main, man
 from rpcd.core import settings
 
-COMMANDS = sorted(main.commands)
+INNER = {
+    f"{name}-{each}": command
+    for name, group in main.commands.items()
+    if isinstance(group, click.Group)
+    for each, command in group.commands.items()
+}
+EVERY = {**main.commands, **INNER}
+COMMANDS = sorted(EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def test_there_is_a_page_for_each_command_and_for_the_config(pages: dict[str, st
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_page_says_what_help_says(pages: dict[str, str], name: str) -> None:
-    page, command = plain(pages[f"rpcd-{name}.1"]), main.commands[name]
+    page, command = plain(pages[f"rpcd-{name}.1"]), EVERY[name]
     for option in (each for each in command.params if each.param_type_name == "option"):
         assert option.opts[-1] in page
         assert option.help.replace("`", "") in page  # type: ignore[attr-defined]

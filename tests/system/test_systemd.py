@@ -96,7 +96,7 @@ def test_how_often_the_watchdog_wants_to_be_fed(variables: dict[str, str], secon
     assert Systemd.take(variables).watchdog is None
 
 
-def test_it_is_ready_only_when_all_consume_and_asks_for_time_until_then(
+def test_security_18_it_is_ready_only_when_all_consume_and_asks_for_time_until_then(
     start: StartDaemon, systemd: NotifySocket, own_node: PrivateNode
 ) -> None:
     own_node.ctl("stop_app")
@@ -140,7 +140,7 @@ def test_handlers_and_their_children_can_not_speak_for_it(start: StartDaemon, sy
     assert answer == {"NOTIFY_SOCKET": None, "WATCHDOG_USEC": None, "WATCHDOG_PID": None}
 
 
-def test_the_watchdog_is_fed_until_the_reactor_is_blocked(
+def test_security_18_the_watchdog_is_fed_until_the_reactor_is_blocked(
     start: StartDaemon, systemd: NotifySocket, peer: Peer, tmp_path: pathlib.Path
 ) -> None:
     start(CONFIG, HANDLERS, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="1000000")

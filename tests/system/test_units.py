@@ -56,7 +56,7 @@ def test_a_wrong_unit_would_be_found(tmp_path: pathlib.Path) -> None:
     assert "DynamcUser" in analyze("verify", "--man=no", wrong)
 
 
-def test_the_unit_takes_away_what_consumers_do_not_need() -> None:
+def test_security_08_17_the_unit_takes_away_what_consumers_do_not_need() -> None:
     told = analyze("security", "--offline=true", "--no-pager", UNIT)
     score = re.search(r"Overall exposure level for .*: ([\d.]+)", told)
     assert score is not None, told
