@@ -29,6 +29,7 @@ SECTIONS = (
     ("[consumers.NAME]", settings.Consumer),
     ("[consumers.NAME.retry]", settings.Retry),
     ("[consumers.NAME.archive]", settings.Archive),
+    ("[consumers.NAME.kill_switch]", settings.KillSwitch),
 )
 
 WORDS = {str: "a string", int: "a whole number", bool: "true or false", float: "a number"}

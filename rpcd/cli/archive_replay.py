@@ -162,9 +162,10 @@ class Replays:
         self._outbox.publish(copy).addCallbacks(confirmed, failed)
 
     def _cause(self, error: BaseException | None) -> BaseException:
-        """Return the broker's own error where it tells a missing permission from a missing exchange."""
+        """Return the broker's own error where it names what is missing: a permission, or the exchange."""
         reason = self._channel.reason if self._channel is not None else None
-        refused = isinstance(reason, ChannelClosed) and reason.code == ReplyCode.ACCESS_REFUSED
+        named = (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_FOUND)
+        refused = isinstance(reason, ChannelClosed) and reason.code in named
         if reason is not None and refused and isinstance(error, PublishRefused):
             return reason
         return error or ConnectionLost("it was not published")

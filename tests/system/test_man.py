@@ -59,7 +59,7 @@ def test_every_setting_is_in_the_page_of_the_config(pages: dict[str, str]) -> No
     page = plain(pages["rpcd.toml.5"])
     sections = [each for each in vars(settings).values() if isinstance(each, type) and each.__module__ == settings.__name__]
     assert len(sections) > 8
-    inner = {field.name for field in attrs.fields(settings.Settings)} | {"tls", "retry", "archive"}
+    inner = {field.name for field in attrs.fields(settings.Settings)} | {"tls", "retry", "archive", "kill_switch"}
     for section in sections:
         for name, sentence in settings.sentences(section).items():
             assert name in inner or sentence.replace("`", "") in page, name
