@@ -177,7 +177,8 @@ class Intake:
             if not found or not back:
                 return
             self._busy = True
-            serving()
+            if self._held:
+                serving()  # what runs alone may take long
             left -= not self._held
             await self._try_held()
 
