@@ -42,6 +42,9 @@ GROWTH = 4
 QUIET_SECONDS = 0.2
 """After this long without a message the broker is asked whether there are any left."""
 
+ACKS = 16
+"""Acks that are written before the broker is asked whether it has read them."""
+
 STUCK_SECONDS = 30.0
 """How long messages may be there and not come."""
 
@@ -85,6 +88,8 @@ class Reading:
         self._pages = 0
         self._left = 0
         self._take: Take = lambda _tag, _message: None
+        self._done: set[int] = set()
+        self._floor = 0
         self._fault: Exception | None = None
         self._stopped = False
         self._wake: Deferred[None] | None = None
@@ -125,14 +130,30 @@ class Reading:
         self._poke()
 
     def ack(self, tags: Sequence[int]) -> None:
-        """Take messages out of the archive for good; does nothing if the channel is gone, and with it the messages."""
-        if self.channel is not None and self.channel.is_open:
-            self.channel.ack([(tag, False) for tag in tags])
+        """Have messages taken out of the archive for good; they are when `settled` returns."""
+        self._done.update(tags)
 
     async def settled(self) -> None:
-        """Return when the broker has read all acks: it answers in the order in which it was asked."""
+        """Write all acks and return when the broker has read them: it answers in the order in which it was asked.
+
+        As few as can be: a quorum queue's channel holds back acks beyond its 32nd until those before are written to the
+        queue's log, and forgets them if it is closed meanwhile.
+        """
+        floor = self._floor
+        while floor + 1 in self._done:
+            floor += 1
+            self._done.discard(floor)
+        singles, self._done = sorted(self._done), set()
+        acks = [(floor, True)] if floor > self._floor else []
+        self._floor = floor
+        if singles:
+            self._floor = -1  # what is kept lies between: no ack may speak for others from here on
+        acks += [(tag, False) for tag in singles]
         try:
-            await ask(self._open, "basic_qos", prefetch_count=1)
+            for start in range(0, max(1, len(acks)), ACKS):
+                if self._open.is_open:
+                    self._open.ack(acks[start : start + ACKS])
+                await ask(self._open, "basic_qos", prefetch_count=1)
         except ChannelClosed as error:
             raise self._refusal(error) from error
 

@@ -23,7 +23,7 @@ from rpcd.cli.archive_work import Report
 from rpcd.cli.stream import SWEEP_SECONDS, Pace
 from rpcd.core.archived import Archived, fingerprint
 from rpcd.core.copies import replay_copy
-from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, ReplyCode
+from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, ReplyCode, RpcdError
 from rpcd.core.message import Outgoing
 from rpcd.core.tables import ShortString
 
@@ -125,9 +125,13 @@ class Replays:
                     break
                 self._publish(reading, tag, copy)
             await self._land()
+            try:
+                await reading.settled()  # even after a failure: what is confirmed must not come again
+            except RpcdError:
+                if self._over is None:
+                    raise
             if self._over is not None:
                 raise self._over
-            await reading.settled()
             if self._stopped:
                 return
 
