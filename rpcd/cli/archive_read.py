@@ -158,13 +158,29 @@ class Reading:
             raise self._refusal(error) from error
 
     async def close(self) -> None:
-        """Give back what was not acked."""
+        """Give back what was not acked, when all acks are in the queue's log."""
         self._left = 0
         if self.channel is not None and self.channel.is_open and not self._protocol.is_lost:
             try:
+                if self._floor < 0:
+                    await self._flush()
                 await close(self.channel)
+            except ChannelClosed:
+                return  # by the broker, meanwhile
             except WaitTooLong as error:  # cut, the connection gives everything back as well
                 self._protocol.abort(ConnectionLost(str(error)))
+
+    async def _flush(self) -> None:
+        """Have the channel send all acks that it holds back: it does when those before are applied.
+
+        The answer to `basic.cancel` comes when all before it is; one more answer, and the rest is on its way, ahead of the
+        close. The consumer that is cancelled may have got a message: that goes back with the others.
+        """
+        tag = f"{self._tag}.{self._pages + 1:08d}"
+        consuming = self._open.consume(self.place.archive, tag, self._on_delivery, False, {})
+        await bounded(consuming, STEP_SECONDS, self._clock, "the broker's answer to basic_consume")
+        await ask(self._open, "basic_cancel", consumer_tag=tag)
+        await ask(self._open, "basic_qos", prefetch_count=1)
 
     @property
     def _open(self) -> Channel:

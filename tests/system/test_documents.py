@@ -202,9 +202,11 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
         (settings.Consumer, r"\[consumers.orders\]\n(.*?)\n\[consumers.orders.retry"),
         (settings.Retry, r"\[consumers.orders.retry\]\n(.*?)\n\[consumers"),
         (settings.Archive, r"\[consumers.orders.archive\]\n(.*?)\n\[consumers"),
+        (settings.KillSwitch, r"\[consumers.orders.kill_switch\]\n(.*?)\n\[consumers"),
     ):
         (text,) = re.findall(pattern, SAMPLE.read_text(), re.DOTALL)
-        named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)) | {"tls", "retry", "archive", "config"}
+        inner = {"tls", "retry", "archive", "kill_switch", "config"}
+        named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)) | inner
         assert set(settings.sentences(section)) <= named, section
         assert defaults_told(text, section) == []
     assert found.consumers["orders"].window == 2
