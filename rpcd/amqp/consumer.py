@@ -118,7 +118,7 @@ class Consumer:
     @property
     def ready(self) -> bool:
         """Whether it consumes, or is paused, and what it gives up can be kept."""
-        return self.state in ("consuming", "paused") and not self.hindrance.full
+        return self.state in ("consuming", "paused") and not (self.hindrance.full or self.hindrance.silent)
 
     def pause(self) -> None:
         """Start no further message until `resume`, over reconnections too; what comes waits, until the prefetch is full."""

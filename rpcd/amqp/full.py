@@ -1,4 +1,4 @@
-"""Queues that take nothing right now: said once, and once again when they take something."""
+"""Queues that take nothing right now, by a refusal or in silence; a refusal is said once, and once again when it is over."""
 
 import logging
 import time
@@ -7,27 +7,38 @@ from rpcd.core.message import Outgoing
 from rpcd.core.tables import ShortString
 
 REFUSED_KEPT = 600.0
-"""Seconds for which a queue counts as full after its last refusal, unless it takes something before."""
+"""Seconds for which a queue counts as full or silent after the last time, unless it takes something before."""
 
 MOST_REFUSING = 1000
-"""Queues that are remembered as full."""
+"""Queues that are remembered as full, and as silent."""
 
 log = logging.getLogger("rpcd.publisher")
 
 
 class Full:
-    """The queues that refused what was last published straight to them; reactor only."""
+    """The queues that did not take what was last published straight to them; reactor only."""
 
     def __init__(self) -> None:
         """Know of none."""
         self._refusing: dict[ShortString, float] = {}
+        self._silent: dict[ShortString, float] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._refusing)
+        return bool(self._refusing or self._silent)
 
     def __contains__(self, queue: ShortString) -> bool:
-        since = self._refusing.get(queue)
-        return since is not None and time.monotonic() - since < REFUSED_KEPT
+        return _lately(self._refusing.get(queue))
+
+    def is_silent(self, queue: ShortString) -> bool:
+        """Tell whether the broker did not confirm what was published to a queue: it has no leader, for all we know."""
+        return _lately(self._silent.get(queue))
+
+    def silent(self, outgoing: Outgoing) -> None:
+        """Be told that a publication was not confirmed in its time."""
+        if not outgoing.exchange:
+            if len(self._silent) >= MOST_REFUSING:
+                self._silent.clear()
+            self._silent[outgoing.routing_key] = time.monotonic()
 
     def refused(self, outgoing: Outgoing, seconds: float) -> None:
         """Be told that the broker did not take a publication; `seconds` is how long it is tried again."""
@@ -44,5 +55,12 @@ class Full:
 
     def taken(self, outgoing: Outgoing) -> None:
         """Be told that the broker took a publication."""
-        if not outgoing.exchange and self._refusing.pop(outgoing.routing_key, None) is not None:
+        if outgoing.exchange:
+            return
+        self._silent.pop(outgoing.routing_key, None)
+        if self._refusing.pop(outgoing.routing_key, None) is not None:
             log.info("the broker takes again what goes to queue %r", outgoing.routing_key)
+
+
+def _lately(since: float | None) -> bool:
+    return since is not None and time.monotonic() - since < REFUSED_KEPT

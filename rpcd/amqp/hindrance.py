@@ -1,4 +1,4 @@
-"""What keeps one consumer from settling what it has: an alarm of the broker, a queue that takes no copies."""
+"""What keeps one consumer from settling what it has: an alarm of the broker, a queue that takes no copies or is silent."""
 
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.plan import Plan
@@ -28,9 +28,16 @@ class Hindrance:
         return [queue for queue in self._copies if self._publisher.copies.refuses(queue)]
 
     @property
+    def silent(self) -> list[str]:
+        """The retry and archive queues of its own for which a confirm did not come in time."""
+        return [queue for queue in self._copies if self._publisher.copies.is_silent(queue)]
+
+    @property
     def why(self) -> str | None:
         """What hinders it, as a sentence; None if nothing does."""
         if self.blocked is not None:
             return f"the broker blocks it: {self.blocked}"
-        full = ", ".join(self.full)
-        return f"the broker refuses copies to {full}; it is full, or a policy limits it" if full else None
+        if full := ", ".join(self.full):
+            return f"the broker refuses copies to {full}; it is full, or a policy limits it"
+        silent = ", ".join(self.silent)
+        return f"the broker does not confirm copies to {silent}; perhaps it has no leader" if silent else None

@@ -91,6 +91,10 @@ class Outbox:
         """Tell whether the broker refused what was last published straight to a queue: it is full, for all we know."""
         return queue in self._full
 
+    def is_silent(self, queue: str) -> bool:
+        """Tell whether the broker did not confirm what was last published straight to a queue."""
+        return self._full.is_silent(queue)
+
     def publish(self, outgoing: Outgoing, again: Callable[[], None] | None = None) -> Deferred[None]:
         """Publish; fires when confirmed, fails with Unroutable, PublishRefused or PublishTimeout.
 
@@ -238,6 +242,9 @@ class Outbox:
         oldest = next(iter(self._flying.values()), None)
         if oldest is not None and now - oldest.sent > self._confirm_timeout:
             self.stats.silences += 1
+            for pending in self._flying.values():
+                if now - pending.sent > self._confirm_timeout:
+                    self._full.silent(pending.outgoing)
             log.warning("no confirm for %g s; to be published again: %s", self._confirm_timeout, len(self._flying))
             self._drop(f"no confirm for {self._confirm_timeout:g} s")
 

@@ -9,6 +9,9 @@ from book import Line, Tail, done
 from client import Books
 from faults import Fault
 
+SOON = 10.0
+"""Seconds within which a reply is taken from the broker, or made after its fault by one who was held up."""
+
 
 class Waiting:
     """Confirmed messages that have not come to their end yet; one thread."""
@@ -54,6 +57,8 @@ class Account:
     """Handled, but what their handler published never arrived."""
     unanswered: int
     """Requests that were handled and whose reply was never seen."""
+    unexcused: list[str]
+    """Those of them for which no fault of the broker accounts, which forgets replies that nobody took yet."""
     twice: collections.Counter[str]
     """Runs more than one a message, by cause."""
     copies: int
@@ -81,16 +86,24 @@ def settle(books: Books, tails: Sequence[Tail], left: Mapping[str, int], faults:
             elsewhere.append(f"{name}: {place} expected, {', '.join(places)} found")
     known = {name for name, _ in books.confirmed}
     requests = [name for name in known if name.startswith("ask") and (name in runs or name in failed)]
+    unanswered = [name for name in requests if name not in books.replies]
     return Account(
         confirmed=len(known),
         ended=ended,
         lost=lost,
         elsewhere=elsewhere,
         unheard=sorted(name for name in books.newsworthy if name in runs and name not in books.news),
-        unanswered=sum(name not in books.replies for name in requests),
+        unanswered=len(unanswered),
+        unexcused=sorted(name for name in unanswered if not _forgotten(name, tails, faults)),
         twice=_twice(books, runs, faults),
         copies=sum(len(copies) - 1 for copies in books.archived.values()),
     )
+
+
+def _forgotten(name: str, tails: Sequence[Tail], faults: Sequence[Fault]) -> bool:
+    """Tell whether the broker was in trouble when a request was answered, or soon after."""
+    times = [line.at for tail in tails for line in tail.lines if line.name == name]
+    return any(fault.began - SOON <= at <= fault.healed + SOON for at in times for fault in faults if "broker" in fault.kind)
 
 
 def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fault]) -> collections.Counter[str]:
@@ -109,17 +122,15 @@ def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fa
 def silences(tails: Sequence[Tail], faults: Sequence[Fault]) -> dict[str, tuple[int, float]]:
     """Return the number of faults of each kind, and the longest time from the end of one to a daemon's next message.
 
-    A fault that is followed by another before a daemon has recovered is that other's affair.
+    A daemon that has not recovered when the next fault begins was silent until then at least.
     """
     found: dict[str, tuple[int, float]] = {}
     for fault, following in itertools.zip_longest(faults, faults[1:]):
         longest = 0.0
         for tail in tails:
             first = tail.first_after(fault.healed)
-            if first is not None and (following is None or first <= following.began):
-                longest = max(longest, first - fault.healed)
-            elif following is None:
-                longest = float("inf")
+            until = float("inf") if following is None else following.began
+            longest = max(longest, (until if first is None else min(first, until)) - fault.healed)
         count, most = found.get(fault.kind, (0, 0.0))
         found[fault.kind] = (count + 1, max(most, longest))
     return found

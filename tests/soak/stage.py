@@ -44,7 +44,7 @@ reply_confirm = {confirm}
 delays = [0.2, 1]
 """
 
-ROLL_OVER = "ra_log_wal:force_roll_over(ra_log_wal)."
+ROLL_OVER = "[dets:sync(Table) || Table <- dets:all()], ra_log_wal:force_roll_over(ra_log_wal)."
 """Makes a quorum queue that was just declared survive a kill; see rabbitmq-server#15725."""
 
 _BAD = ("Unhandled", " CRITICAL ")

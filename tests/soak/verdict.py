@@ -65,6 +65,9 @@ def verdict(account: Account, silence: Silence, actors: Sequence[Actor], patienc
         "messages were lost": bool(account.lost),
         "messages ended in the wrong place": bool(account.elsewhere),
         "publications of handlers that succeeded are missing": bool(account.unheard),
+        f"replies are missing, and no fault of the broker accounts for that: {_some(account.unexcused)}": bool(
+            account.unexcused
+        ),
         f"a daemon was silent for {_seconds(longest)}": longest >= patience,
         "a daemon complained, or ended by itself": any(actor.complaints for actor in actors),
     }
