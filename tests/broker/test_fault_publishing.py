@@ -231,6 +231,31 @@ def test_fault_23_a_broker_that_freezes(
     peer.close()
 
 
+def test_fault_23_an_archive_that_is_silent_is_told(
+    start: StartDaemon, sick_node: PrivateNode, sick_url: str, port: int, tmp_path: pathlib.Path
+) -> None:
+    daemon = start(config(port, "wait_and_archive", confirm_timeout=1), HANDLERS, at=sick_url)
+    peer = Peer(sick_url)
+    ledger = Ledger(peer, "work")
+    ledger.publish(4)
+    daemon.wait_for("running", 4)
+    member = f"'{sick_url.rpartition('/')[2]}_work.archive'"
+    sick_node.ctl("eval", f"sys:suspend({member}).")
+    (tmp_path / "gate").touch()
+    daemon.wait_for("no confirm for 1 s; to be published again: 4")
+    peer.until(lambda: not report(port).consumer("work")["ready"])
+    said = "the broker does not confirm copies to work.archive; perhaps it has no leader"
+    assert report(port).consumer("work")["why"] == said
+    sick_node.ctl("eval", f"sys:resume({member}).")
+    ledger.replies(4, 60)
+    peer.until(lambda: report(port).consumer("work")["archived"] == 4)
+    assert report(port).consumer("work")["ready"]
+    more = report(port).publishing["republished"]
+    assert daemon.stop() == 0
+    ledger.check(copies=more)
+    peer.close()
+
+
 # 24: an alarm -------------------------------------------------------------------------------------
 
 ALARMS = {"memory": "low on memory", "disk": "low on disk"}
