@@ -58,6 +58,8 @@ class Brake:
             self._trip()
         elif self.tripped and not tripped:
             self._let_go("a message succeeded: messages start again")
+        elif not tripped and self._may_start():
+            self._crew.resume()  # it was tripped and let go again between two looks: nobody else would start what is held
         elif tripped and not any(_counts(job) for job in jobs):
             self._try_one()  # what ended says nothing of the rest
 

@@ -117,9 +117,13 @@ class Channel:
             return succeed(None)
         cancelled = self._cancels[tag] = Once()
         self.call("basic_cancel", consumer_tag=tag).addCallbacks(
-            lambda _method: cancelled.fire(), lambda failure: cancelled.fail(failure.value)
+            lambda _method: self._cancelled(tag, cancelled), lambda failure: cancelled.fail(failure.value)
         )
         return cancelled.wait()
+
+    def _cancelled(self, tag: str, cancelled: Once) -> None:
+        del self._cancels[tag]
+        cancelled.fire()
 
     def get(self, queue: str, on_delivery: OnDelivery) -> Deferred[bool]:
         """Take one message (`basic.get`); fires when `on_delivery` was told of it, or with False if the queue is empty.

@@ -72,10 +72,10 @@ class Connection:
         self._started = True
         Deferred.fromCoroutine(self._live()).addCallbacks(lambda _done: self._ended.fire(), self._broken)
 
-    def last(self) -> None:
-        """Make no further connection: the present one, if it serves already, goes on until it ends or is stopped."""
+    def last(self, *, used: bool = False) -> None:
+        """Make no further connection: the present one, if it serves or is `used`, goes on until it ends or is stopped."""
         self._wanted = False
-        if self.trouble is not None:
+        if self.trouble is not None and not used:
             self.stop()
 
     def stop(self) -> Deferred[None]:

@@ -74,7 +74,7 @@ class Consumer:
         )
         interval = plan.section.kill_switch.interval
         self.brake = Brake(plan.name, self.workers, interval, self.stats, broker.reactor, self._may_start, overseer.changed)
-        self.intake = Intake(plan, self.settlement, self.workers, suspicion, self.stats, broker.reactor)
+        self.intake = Intake(plan, self.settlement, self.workers, suspicion, self.stats, broker.reactor, self.hindrance)
         self._route, self._choose = plan.routes[0], plan.choose
         self._reactor = broker.reactor
         self._publisher = publisher
@@ -82,6 +82,7 @@ class Consumer:
         self._source = Source(self.name, plan.queue, self._outlet, new_id)
         self._serving = False
         self._watch = repeating(self._look_for_overdue, broker.reactor)
+        self._look_seconds = min(1.0, plan.section.time_limit / 4)
 
     @property
     def consuming(self) -> bool:
@@ -143,7 +144,7 @@ class Consumer:
     def start(self) -> None:
         """Start the workers and begin to connect."""
         self.workers.start()
-        self._watch.start(min(1.0, self.plan.section.time_limit / 4), now=False)
+        self._watch.start(self._look_seconds, now=False)
         self.connection.start()
 
     # The connection -------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class Consumer:
         try:
             self.settlement.finished(jobs)
             self.durations.add(jobs)
-            if self.workers.switch.tripped or self.brake.tripped:
+            if self.workers.held or self.brake.tripped:
                 self.brake.look(jobs)
         except Exception:
             log.critical("a fault of rpcd while settling", exc_info=True, extra=self._fields())
@@ -233,7 +234,8 @@ class Consumer:
             outcome = job.route.judge(TimeLimitPassed(), job.message)
             outcome.trace = self.workers.stack(job)
             self.settlement.claim(job, outcome)
-        if self.workers.stuck or self.workers.lost >= max(MOST_LOST, self.plan.section.workers):
+        too_many = self.workers.lost >= max(MOST_LOST, self.plan.section.workers)
+        if self.workers.stuck or too_many or self.intake.waits_in_vain(self._look_seconds):
             self._overseer.exhausted(self)
 
     def _on_halt(self, halt: Halt) -> None:
@@ -253,7 +255,7 @@ class Consumer:
         self.brake.stop()
         for suspect in self.intake.take_back():
             self.workers.submit(suspect)
-        self.connection.last()
+        self.connection.last(used=self.settlement.channel is not None)  # messages are taken before it serves
         try:
             if self.settlement.channel is not None:
                 lanes = self.plan.section.lock is not None

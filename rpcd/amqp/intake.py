@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.declare import STEP_SECONDS, consume_refusal
+from rpcd.amqp.hindrance import Hindrance
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.reader import OnDelivery
 from rpcd.amqp.settlement import Settlement
@@ -36,7 +37,14 @@ class Intake:
     """The taking of one consumer, over all its connections; reactor only."""
 
     def __init__(
-        self, plan: Plan, settlement: Settlement, workers: Workers | Tasks, suspicion: Suspicion, stats: Stats, reactor: Any
+        self,
+        plan: Plan,
+        settlement: Settlement,
+        workers: Workers | Tasks,
+        suspicion: Suspicion,
+        stats: Stats,
+        reactor: Any,
+        hindrance: Hindrance,
     ) -> None:
         """Prepare it; nothing is taken yet."""
         self.tag = ""
@@ -49,6 +57,8 @@ class Intake:
         self._suspicion = suspicion
         self._stats = stats
         self._reactor = reactor
+        self._in_vain = 0.0
+        self._blocked = lambda: hindrance.blocked is not None
         self._held: list[Job] = []
         self._found = Once()
         self._busy = self._asking = self._careful = False
@@ -73,6 +83,16 @@ class Intake:
         self._held.append(job)
         self._found.fire()
         return True
+
+    def waits_in_vain(self, seconds: float) -> bool:
+        """Count some more seconds if suspects wait for messages that can't run, and tell whether that is too long by now.
+
+        Those wait for their key, which a handler that does not end holds: nothing else would be taken for ever.
+        """
+        crew = self._workers
+        vain = self.why and crew.lost and crew.lanes[1] and not crew.running and not crew.waiting
+        self._in_vain = self._in_vain + seconds if vain else 0.0
+        return self._in_vain > self._plan.section.time_limit
 
     def take_back(self) -> list[Job]:
         """Take out the suspects that have not started."""
@@ -130,14 +150,14 @@ class Intake:
     async def _consume(self, channel: Channel, queue: str, on_delivery: OnDelivery, *, careful: bool) -> None:
         section, tag = self._plan.section, self._plan.consumer_tag
         qos = channel.call("basic_qos", prefetch_count=1 if careful else section.window)
-        await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch")
+        await bounded(qos, STEP_SECONDS, self._reactor, "setting the prefetch", None, self._blocked)
         if self._settlement.ledger.state is not State.OPEN:
             return  # a drain has begun, and cancels what it knows of
         self.tag = tag
         sink = self._carefully(on_delivery) if careful else on_delivery
         started = channel.consume(queue, tag, sink, section.exclusive, section.arguments)
         try:
-            await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume")
+            await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume", None, self._blocked)
         except ChannelClosed as error:
             raise consume_refusal(self._plan.name, queue, error) from error
 
@@ -169,10 +189,15 @@ class Intake:
         while left and ledger.state is State.OPEN:
             self._asking = True
             found = await bounded(
-                channel.get(queue, delivered), STEP_SECONDS, self._reactor, "the broker's answer to basic.get"
+                channel.get(queue, delivered),
+                STEP_SECONDS,
+                self._reactor,
+                "the broker's answer to basic.get",
+                None,
+                self._blocked,
             )
             self._asking = False
-            if _is_draining(ledger):
+            if _is_draining(ledger) and (self._plan.section.lock is None or not self._workers.running):
                 self._settlement.give_back(self._workers.take_back())
             if not found or not back:
                 return
@@ -186,7 +211,7 @@ class Intake:
         """Cancel the consumer and let suspects run alone when everything else has ended."""
         self._busy = True
         cancelled = channel.cancel(self.tag)
-        await bounded(cancelled, STEP_SECONDS, self._reactor, "cancelling the consumer")
+        await bounded(cancelled, STEP_SECONDS, self._reactor, "cancelling the consumer", None, self._blocked)
         if self._held:
             self._careful = True
         ledger = self._settlement.ledger

@@ -40,7 +40,6 @@ from rpcd.amqp.running import CURRENT, Running, executing, raised, where
 from rpcd.amqp.waiting import exc_info
 from rpcd.core.pipeline import Job, opened, perform_async
 from rpcd.core.routes import Route
-from rpcd.core.verdict import ACKED
 
 BLOCKED_SECONDS = 5.0
 """After how long a blocked loop is told of, once."""
@@ -241,8 +240,9 @@ class Tasks(Crew):
         running.task = None  # whose context leads back here: a circle that only the garbage collector would break
         instance.let_go()
         if running.overdue is None:
-            if job.outcome is not None and (job.outcome is not ACKED or self.switch.failures):
-                self._note(job.outcome)
+            outcome = job.outcome
+            if outcome is not None and (self.switch.failures or outcome.temporary or outcome.halt is not None):
+                self._note(outcome)
             if error is not None and instance.is_spent_by(error):
                 self._instances.replace(instance, job, error)
             job.seconds = time.monotonic() - running.since

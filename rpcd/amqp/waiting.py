@@ -86,16 +86,26 @@ def unless(ended: Once, inner: Deferred[ResultT]) -> Deferred[ResultT]:
 
 
 def bounded(
-    inner: Deferred[ResultT], seconds: float, clock: Any, what: str, late: Callable[[], object] | None = None
+    inner: Deferred[ResultT],
+    seconds: float,
+    clock: Any,
+    what: str,
+    late: Callable[[], object] | None = None,
+    excused: Callable[[], bool] = lambda: False,
 ) -> Deferred[ResultT]:
     """Return a Deferred that fires as `inner` does, or fails with WaitTooLong after `seconds`.
 
     `inner` itself is never cancelled: it may belong to somebody who could not stand that. `late` is called at the end of
-    the time, before the failure.
+    the time, before the failure. As long as `excused` says so (an alarm stops the broker from reading), it may take longer.
     """
     outer: Deferred[ResultT] = Deferred()
+    timer: Any = None
 
     def give_up() -> None:
+        nonlocal timer
+        if excused():
+            timer = clock.callLater(seconds, give_up)
+            return
         if late is not None:
             late()
         if not outer.called:

@@ -31,7 +31,6 @@ from rpcd.amqp.waiting import exc_info
 from rpcd.amqp.worker import Worker
 from rpcd.core.pipeline import Job, opened, perform
 from rpcd.core.routes import Route
-from rpcd.core.verdict import ACKED
 
 SETTLE_SECONDS = 180.0
 """How long a failed instance waits for its message to be settled before it is shut down all the same."""
@@ -215,7 +214,7 @@ class Workers(Crew):
             self._leave_lane(job)
             return None
         outcome = job.outcome
-        if outcome is not ACKED or self.switch.failures:
+        if self.switch.failures or outcome.temporary or outcome.halt is not None:  # type: ignore[union-attr]
             self._note(outcome)  # type: ignore[arg-type]  # it has one by now
         if error is not None and worker.is_spent_by(job, error):
             self._replace(worker, job, error)

@@ -6,6 +6,7 @@ out before the broker is known to have read all acks of the window before: that 
 next run, never more, and their copies have the same id (`x-rpcd-copy`) both times.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from rpcd.cli.archive_read import LARGEST_PAGE, Reading
 from rpcd.cli.archive_work import Report
 from rpcd.cli.stream import SWEEP_SECONDS, Pace
 from rpcd.core.archived import Archived, fingerprint
-from rpcd.core.copies import replay_copy
+from rpcd.core.copies import COPY_HEADER, replay_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, ReplyCode, RpcdError
 from rpcd.core.message import Outgoing
 from rpcd.core.tables import ShortString
@@ -55,7 +56,8 @@ Aim = Callable[[Archived], Target | None]
 def copy_of(message: Archived, target: Target, now: float) -> Outgoing:
     """Make the copy by which an archived message is replayed."""
     first = (message.exchange, message.routing_key) if target.keeps_first else None
-    token = fingerprint(message.properties, message.body)
+    known = message.properties.message_id is not None or COPY_HEADER in message.headers
+    token = fingerprint(message.properties, message.body) if known else os.urandom(8).hex()  # twins are two messages
     return replay_copy(message.properties, message.body, target.exchange, target.routing_key, first, token, now)
 
 

@@ -1,11 +1,13 @@
 """The kill switch of a consumer over the fake wire: when it trips, what it lets through, what else holds meanwhile."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 from amqp_rig import Gate, Rig
-from amqp_wire import Broker, Reactor
+from amqp_wire import LONGEST, Broker, Reactor
 
 from rpcd.core import settings
 from rpcd.core.errors import PermanentFailure, Retry
@@ -134,3 +136,31 @@ def test_0_never_trips(rig: MakeRig) -> None:
     it.put(*names)
     it.until(lambda: len(it.source.acked) == 60)
     assert it.consumer.state == "consuming"
+
+
+def test_what_trips_and_is_let_go_before_anybody_looks_starts_again(rig: MakeRig, reactor: Reactor) -> None:
+    gate = Gate()
+    for name in "abc":
+        gate.says(name, Retry())
+    it = rig(gate, kill_switch=settings.KillSwitch(failures=3, interval=10.0), workers=4, prefetch=8).start()
+    it.put("a", "b", "c", "ok")
+    gate.entered("a", "b", "c", "ok")
+    switch = it.consumer.workers.switch
+    gate.let("a", "b", "c")  # the reactor doesn't turn meanwhile
+    until(lambda: switch.tripped)
+    gate.let("ok")
+    until(lambda: not switch.tripped)
+    it.until(lambda: len(it.source.acked) == 4)
+    it.put("next")
+    gate.entered("next")
+    assert it.consumer.state == "consuming"
+    gate.let("next")
+    it.until(lambda: "next" in it.source.acked)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens in other threads, without a turn of the reactor."""
+    limit = time.monotonic() + LONGEST
+    while not condition():
+        assert time.monotonic() < limit
+        threading.Event().wait(0.005)

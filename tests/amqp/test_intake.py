@@ -284,3 +284,46 @@ def test_get_is_one_frame_that_pika_reads() -> None:
     assert size == len(get_frame(3, "orders"))
     assert isinstance(found.method, spec.Basic.Get)
     assert (found.channel_number, found.method.queue, found.method.no_ack) == (3, "orders", False)
+
+
+def test_a_suspect_that_waits_for_a_key_that_nobody_frees_ends_the_process(
+    rig: MakeRig, reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread_time(reactor, monkeypatch)
+    gate = Gate()
+    it = rig(gate, workers=4, lock="headers.k", time_limit=5, prefetch=16).start()
+    it.put("hang", headers={"k": 1})
+    it.put("parked", headers={"k": 1})
+    gate.entered("hang")
+    reactor.pass_time(8)
+    it.until(lambda: it.consumer.stats.overdue == 1)
+    it.source.put(b"{}", name="s", redelivered=True, message_id="s", headers={"x-delivery-count": 3, "k": 2})
+    reactor.pass_time(20)
+    assert it.exhausted
+    gate.let_all()
+
+
+def test_a_stop_during_the_first_look_lets_handlers_finish(
+    rig: MakeRig, reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gets: list[Chan] = []
+    real = Chan._get
+
+    def get(self: Chan, method: Any) -> Any:
+        gets.append(self)
+        return None if len(gets) == 2 else real(self, method)  # the second answer never comes
+
+    monkeypatch.setattr(Chan, "_get", get)
+    gate = Gate()
+    it = rig(gate, workers=4, prefetch=8)
+    came_back(it, "a", count=1)
+    it.publisher.start()
+    it.consumer.start()
+    it.until(lambda: len(gets) == 2)
+    gate.entered("a")
+    it.drain()
+    reactor.pass_time(1)
+    gate.let("a")
+    it.drained()
+    assert it.source.acked == ["a"]
+    assert it.consumer.went_back == 0
