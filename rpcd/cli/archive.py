@@ -12,6 +12,7 @@ from rpcd.cli.archive_run import Run, agreed, aim_at, counted, exported
 from rpcd.cli.archive_show import COLUMNS, as_json, details, details_json, row
 from rpcd.cli.archive_where import Chosen, archives_argument, choosing
 from rpcd.cli.archive_work import Drops, Reads
+from rpcd.cli.compose import USAGE
 from rpcd.cli.show import end, table, tell
 from rpcd.cli.stream import Pace
 from rpcd.core.archived import Archived
@@ -163,6 +164,8 @@ def drop(file: str | None, dry_run: bool, yes: bool, in_json: bool, chosen: Chos
     if dry_run:
         _list(chosen, in_json)
         return
+    if file == "-":
+        end("--export: what is only in a pipe is not safe; name a file", USAGE)
     agreed(yes, f"Drop {chosen} for good?")
     aim = aim_at(None, chosen.places)
     written = File(file) if file is not None else None

@@ -1,5 +1,6 @@
 """Where archived messages are printed or written down; what can't be written is never taken for done."""
 
+import contextlib
 import os
 import stat
 import sys
@@ -45,7 +46,9 @@ class File:
         """Make it; end with 2 if that can't be, or if it exists."""
         self.path = path
         if path == "-":
-            self._descriptor = os.dup(1) if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY)
+            if sys.stdout is None:
+                end("standard output is closed", NOT_WRITTEN)
+            self._descriptor = os.dup(1)
             return
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -53,6 +56,16 @@ class File:
             end(f"{path}: exists; name a file that does not", USAGE)
         except (OSError, ValueError) as error:
             end(f"{path}: can't be made: {getattr(error, 'strerror', None) or error}", USAGE)
+        self._keep_name()
+
+    def _keep_name(self) -> None:
+        """Have the file's name on the disk, too: what is in a file that a power cut makes nameless is lost."""
+        with contextlib.suppress(OSError):  # a directory that may not be opened, or of a kind that can't be synced
+            directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY)  # noqa: PTH120
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def write(self, line: str) -> None:
         """Write a line; raise CantWrite, or Enough if nobody reads any more."""
