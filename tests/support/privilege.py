@@ -1,8 +1,8 @@
-"""Daemons that log in as users who may do no more than they need: RPCD_TEST_LEAST_PRIVILEGE=1 for a whole run of the suite.
+"""Daemons that log in as users who may do no more than they need: `script/test --least-privilege`, for a whole run.
 
 The permissions are those that `rpcd declare --permissions` shows for the config, so a run also shows that they are enough. A
 comment in it, `# publishes: NAME, NAME`, adds exchanges to which handlers publish though the config does not have them.
-Nodes that a test makes for itself, and proxies, are left to the user guest.
+Nodes that a test makes for itself are left to the user guest.
 """
 
 import itertools
@@ -12,14 +12,14 @@ import pathlib
 import re
 import subprocess
 import sys
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rpcd.ops.rabbitmq import PrivateNode
 
 WANTED = bool(os.environ.get("RPCD_TEST_LEAST_PRIVILEGE"))
 
 NODES: dict[int, PrivateNode] = {}
-"""The nodes on which users can be made, by port."""
+"""The nodes on which users can be made, by port; a proxy adds its own port."""
 
 _numbers = itertools.count()
 
@@ -40,7 +40,7 @@ def least(config: pathlib.Path, url: str | None, environment: dict[str, str]) ->
     node, user = NODES[parts.port], f"least{os.getpid()}-{next(_numbers)}"
     virtual_host = unquote(parts.path[1:]) or "/"
     grant(node, virtual_host, user, configure, write, read)
-    return node.url(virtual_host, user, "pw")
+    return urlunsplit(parts._replace(netloc=f"{user}:pw@{parts.hostname}:{parts.port}"))
 
 
 def permissions(config: pathlib.Path, environment: dict[str, str]) -> tuple[str, str, str] | None:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from privilege import NODES
+
 from rpcd.ops.rabbitmq import free_ports
 
 UP, DOWN = "up", "down"
@@ -95,6 +97,8 @@ class Proxy:
         """Listen at once; with a server context the near side speaks TLS, the far side stays plain."""
         self.target = target
         self.port = port or free_ports(1)[0]  # none of those that the system hands out while this one refuses
+        if target in NODES:
+            NODES[self.port] = NODES[target]
         self.tls = tls
         self.tamper: Tamper | None = None
         self.dribble = 0

@@ -11,7 +11,7 @@ from daemon import StartDaemon
 
 from rpcd.amqp import consumer, outbox
 from rpcd.core import copies, redelivery, settings, tables
-from rpcd.ops import control, logs
+from rpcd.ops import control, log_queue, logs
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SOURCES = sorted((ROOT / "rpcd").rglob("*.py")) + sorted((ROOT / "twisted").rglob("*.py"))
@@ -100,7 +100,9 @@ NUMBERS = [
     ("bytes published and not confirmed", f"{outbox.MAX_IN_FLIGHT_BYTES // 1024**2} MiB"),
     ("outcomes remembered for redeliveries", f"{redelivery.KEPT:,}, for {redelivery.KEPT_SECONDS:g} s"),
     ("outcomes remembered for redeliveries", f"up to {redelivery.LARGEST // 1024} KiB"),
+    ("outcomes remembered for redeliveries", f"up to {redelivery.LARGEST_KEPT // 1024**2} MiB still to publish"),
     ("a field of a log line", f"{logs.LONGEST_FIELD} characters"),
+    ("log lines that wait to be written", f"{log_queue.MOST_WAITING:,} characters"),
     ("a traceback in the log", f"{logs.LONGEST_TRACE:,} characters"),
     ("threads lost to handlers that never end", f"{consumer.MOST_LOST}, or"),
     ("a line to the control socket", f"{control.LONGEST_LINE // 1024} KiB"),
