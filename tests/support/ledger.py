@@ -1,13 +1,19 @@
 """The ledger check: what became of each message that was published, found by a plain client in the broker itself."""
 
 import collections
+import json
 import pathlib
 import time
 from collections.abc import Iterable
+from typing import Any
 
+from inputs import CANARY
 from peer import Peer, Received
 
 SECONDS = 60.0
+
+SECRET = json.dumps({"canary": CANARY}).encode()
+"""The body of a request that has none of its own."""
 
 HANDLER = """
     import os, pathlib
@@ -34,8 +40,9 @@ class Ledger:
         self.places: dict[str, collections.Counter[str]] = {}
         self._queues = {queue: "queue", f"{queue}.archive": "archive"} | {f"{queue}.retry.{step}": "retry" for step in steps}
 
-    def publish(self, count: int = 1, body: object = b"{}", **properties: object) -> list[str]:
-        """Publish requests, confirmed; return their ids."""
+    def publish(self, count: int = 1, body: object = SECRET, **properties: Any) -> list[str]:
+        """Publish requests, confirmed; return their ids. Their headers hold a canary, which no log may show."""
+        properties["headers"] = {"canary": CANARY, **(properties.get("headers") or {})}
         ids = [f"id{len(self.published) + number}" for number in range(count)]
         for each in ids:
             self.peer.publish(
