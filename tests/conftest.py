@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from daemon import Daemon, StartDaemon
+from inputs import CANARY
 from peer import Peer
 from privilege import NODES
 from proxy import Proxy
@@ -128,6 +129,8 @@ def start(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[St
     yield begin
     for daemon in running:
         daemon.kill()
+    for daemon in running:
+        assert CANARY not in daemon.output, "a log holds what a message holds"
 
 
 @pytest.fixture(scope="module")

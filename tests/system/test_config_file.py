@@ -134,7 +134,7 @@ def test_the_environment_names_config_and_virtual_host_for_the_daemon_and_for_ru
         assert done.stderr.startswith(sentence)
 
 
-def test_a_secret_that_everybody_may_read_ends_the_start(tmp_path: pathlib.Path) -> None:
+def test_security_07_a_secret_that_everybody_may_read_ends_the_start(tmp_path: pathlib.Path) -> None:
     config = tmp_path / "shop.toml"
     config.write_text(LITERAL)
     config.chmod(0o644)

@@ -232,8 +232,10 @@ def test_fault_48_the_last_words_of_a_handler_that_kills_the_process_are_there(
         arguments=(f"--logfile={log}",) if to == "file" else (),
     )
     peer.until(lambda: peer.exists("work"))
-    peer.publish("work")
+    ledger = Ledger(peer, "work", ())
+    ids = ledger.publish(1)
     assert daemon.wait() == 7
+    assert set(ledger.check()["queue"]) == set(ids)
     lines = log.read_text().splitlines() if to == "file" else daemon.lines
     assert sum(" shop: line " in line for line in lines) == 100
 

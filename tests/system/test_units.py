@@ -56,11 +56,12 @@ def test_a_wrong_unit_would_be_found(tmp_path: pathlib.Path) -> None:
     assert "DynamcUser" in analyze("verify", "--man=no", wrong)
 
 
-def test_security_08_17_the_unit_takes_away_what_consumers_do_not_need() -> None:
+def test_security_08_17_the_unit_takes_away_what_consumers_do_not_need(unit: dict[str, list[str]]) -> None:
     told = analyze("security", "--offline=true", "--no-pager", UNIT)
     score = re.search(r"Overall exposure level for .*: ([\d.]+)", told)
     assert score is not None, told
     assert float(score[1]) <= EXPOSURE, told
+    assert only(unit, "LimitCORE") == "0"  # a core would hold what is secret
 
 
 def test_what_breaks_handlers_or_tls_is_not_taken_away(unit: dict[str, list[str]]) -> None:
@@ -71,7 +72,7 @@ def test_what_breaks_handlers_or_tls_is_not_taken_away(unit: dict[str, list[str]
     assert only(unit, "SystemCallErrorNumber") == "EPERM"  # an error to handle, not the end of the process
 
 
-def test_exit_codes_mean_the_same_to_systemd_and_to_the_code(unit: dict[str, list[str]]) -> None:
+def test_security_18_exit_codes_mean_the_same_to_systemd_and_to_the_code(unit: dict[str, list[str]]) -> None:
     assert only(unit, "Restart") == "on-failure"
     assert set(map(int, only(unit, "RestartPreventExitStatus").split())) == {ExitCode.NOPERM, ExitCode.CONFIG}
     assert int(only(unit, "SuccessExitStatus")) == ExitCode.TEMPFAIL
