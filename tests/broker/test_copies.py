@@ -70,8 +70,7 @@ THEIRS = (
     + field(b"b", b"b", b"\xff")
     + string(b"\xff\xfe", b"\xff")
     + field(b"t", b"F", counted(string(b"k", b"v")))
-    + number(b"twice", 1)
-    + number(b"twice", 2)
+    + number(b"once", 1)
 )
 
 BROKERS = (
