@@ -9,6 +9,11 @@ from book import Line, Tail, done
 from client import Books
 from faults import Fault
 
+WAKE = 30.0
+"""Seconds after its end within which a fault may still cause a second run."""
+
+UNEXPLAINED = "no fault was near"
+
 SOON = 10.0
 """Seconds within which a reply is taken from the broker, or made after its fault by one who was held up."""
 
@@ -107,7 +112,11 @@ def _forgotten(name: str, tails: Sequence[Tail], faults: Sequence[Fault]) -> boo
 
 
 def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fault]) -> collections.Counter[str]:
-    """Name the cause of each run too many: the client's own, or the first fault that lay between it and the run before."""
+    """Name the cause of each run too many: the client's own, the first fault between both runs, or one just ahead.
+
+    A fault has a wake: a handler runs on a connection that is cut already, or two copies wait, because the confirm of the
+    first was lost.
+    """
     found: collections.Counter[str] = collections.Counter()
     for name, lines in runs.items():
         own = min(books.again[name], len(lines) - 1)
@@ -115,22 +124,7 @@ def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fa
             found["published again by the client, unconfirmed"] += own
         for before, line in list(itertools.pairwise(lines))[own:]:
             between = (fault.kind for fault in faults if fault.healed >= before.at and fault.began <= line.at)
-            found[next(between, "no fault lay between")] += 1
-    return found
-
-
-def silences(tails: Sequence[Tail], faults: Sequence[Fault]) -> dict[str, tuple[int, float]]:
-    """Return the number of faults of each kind, and the longest time from the end of one to a daemon's next message.
-
-    A daemon that has not recovered when the next fault begins was silent until then at least.
-    """
-    found: dict[str, tuple[int, float]] = {}
-    for fault, following in itertools.zip_longest(faults, faults[1:]):
-        longest = 0.0
-        for tail in tails:
-            first = tail.first_after(fault.healed)
-            until = float("inf") if following is None else following.began
-            longest = max(longest, (until if first is None else min(first, until)) - fault.healed)
-        count, most = found.get(fault.kind, (0, 0.0))
-        found[fault.kind] = (count + 1, max(most, longest))
+            ahead = [fault.kind for fault in faults if before.at - WAKE <= fault.healed < before.at]
+            wake = f"{ahead[-1]}, in its wake" if ahead else UNEXPLAINED
+            found[next(between, wake)] += 1
     return found

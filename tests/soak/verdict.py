@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TypeAlias
 
-from account import Account
+from account import UNEXPLAINED, Account
 from faults import Injector
 from stage import Actor, Stage
 
@@ -69,6 +69,7 @@ def verdict(account: Account, silence: Silence, actors: Sequence[Actor], patienc
             account.unexcused
         ),
         f"a daemon was silent for {_seconds(longest)}": longest >= patience,
+        "messages ran twice without a fault near": bool(account.twice[UNEXPLAINED]),
         "a daemon complained, or ended by itself": any(actor.complaints for actor in actors),
     }
     return [what for what, holds in wrong.items() if holds]
