@@ -86,9 +86,8 @@ class LogQueue:
             self._size += size
             self._put = number = self._put + 1
             self._filled.notify()
-            on_reactor = threading.current_thread() is threading.main_thread()
-            if not self._behind and (not on_reactor or record.levelno >= logging.CRITICAL):
-                patience = REACTOR_PATIENCE if on_reactor else PATIENCE
+            if not self._behind:
+                patience = REACTOR_PATIENCE if threading.current_thread() is threading.main_thread() else PATIENCE
                 if not self._written.wait_for(lambda: self._done >= number, patience):
                     self._behind = True
 

@@ -128,3 +128,20 @@ def _twice(books: Books, runs: Mapping[str, Sequence[Line]], faults: Sequence[Fa
             wake = f"{ahead[-1]}, in its wake" if ahead else UNEXPLAINED
             found[next(between, wake)] += 1
     return found
+
+
+def silences(tails: Sequence[Tail], faults: Sequence[Fault]) -> dict[str, tuple[int, float]]:
+    """Return the number of faults of each kind, and the longest time from the end of one to a daemon's next message.
+
+    A daemon that has not recovered when the next fault begins was silent until then at least.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for fault, following in itertools.zip_longest(faults, faults[1:]):
+        longest = 0.0
+        for tail in tails:
+            first = tail.first_after(fault.healed)
+            until = float("inf") if following is None else following.began
+            longest = max(longest, (until if first is None else min(first, until)) - fault.healed)
+        count, most = found.get(fault.kind, (0, 0.0))
+        found[fault.kind] = (count + 1, max(most, longest))
+    return found
