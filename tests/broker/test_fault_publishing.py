@@ -14,6 +14,7 @@ from report import get_report as report
 from rpcd.ops.rabbitmq import PrivateNode, free_ports, frozen
 
 CONFIG = """
+# publishes: gone
 [service]
 http = "tcp:{port}:interface=127.0.0.1"
 confirm_timeout = {confirm_timeout}

@@ -29,7 +29,9 @@ def least(config: pathlib.Path, url: str | None, environment: dict[str, str]) ->
     if url is None or not WANTED:
         return url
     parts = urlsplit(url)
-    if parts.username != "guest" or parts.port not in NODES:
+    hosts = parts.netloc.rpartition("@")[2]  # perhaps several
+    ports = [int(port) for port in re.findall(r":(\d+)", hosts) if int(port) in NODES]
+    if parts.username != "guest" or not ports:
         return url
     needed = permissions(config, environment | {"RABBITMQ_URL": url})
     if needed is None:  # a config that can't be used: the test is about that
@@ -37,10 +39,10 @@ def least(config: pathlib.Path, url: str | None, environment: dict[str, str]) ->
     configure, write, read = needed
     if (more := re.search(r"^# publishes: (.+)$", config.read_text(), re.MULTILINE)) is not None:
         write = f"{write}|^({more[1].replace(', ', '|')})$"
-    node, user = NODES[parts.port], f"least{os.getpid()}-{next(_numbers)}"
+    node, user = NODES[ports[0]], f"least{os.getpid()}-{next(_numbers)}"
     virtual_host = unquote(parts.path[1:]) or "/"
     grant(node, virtual_host, user, configure, write, read)
-    return urlunsplit(parts._replace(netloc=f"{user}:pw@{parts.hostname}:{parts.port}"))
+    return urlunsplit(parts._replace(netloc=f"{user}:pw@{hosts}"))
 
 
 def permissions(config: pathlib.Path, environment: dict[str, str]) -> tuple[str, str, str] | None:
