@@ -13,7 +13,8 @@ from twisted.internet.defer import Deferred
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.waiting import bounded
 from rpcd.core.errors import Unroutable
-from rpcd.core.message import DIRECT_REPLY_TO, outgoing
+from rpcd.core.message import DIRECT_REPLY_TO
+from rpcd.core.outgoing import outgoing
 from rpcd.core.wire import Properties
 
 

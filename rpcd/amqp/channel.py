@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from rpcd.amqp.reader import OnDelivery, Reader
 from rpcd.amqp.waiting import Once
 from rpcd.core.errors import ConsumerCancelled
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.wire import Properties, ack_frame, get_frame, nack_frame, publish_frames
 
 _HEADER_OVERHEAD = 20

@@ -20,7 +20,7 @@ from rpcd.core.errors import (
     ObjectMissing,
     ReplyCode,
 )
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.topology import NO_DELIVERY_LIMIT, Bind, Declaration, DeclareExchange, DeclareQueue
 from rpcd.core.wire import Properties, write_properties
 

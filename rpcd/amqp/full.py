@@ -3,7 +3,7 @@
 import logging
 import time
 
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.tables import ShortString
 
 REFUSED_KEPT = 600.0

@@ -38,7 +38,7 @@ from rpcd.core.errors import (
     ReplyCode,
     Unroutable,
 )
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.stats import OutboxStats
 from rpcd.core.tables import Headers
 from rpcd.core.wire import Properties

@@ -17,7 +17,8 @@ from twisted.internet.task import deferLater
 from rpcd.amqp.publisher import Publisher
 from rpcd.core.copies import Circumstances, archive_copy, archive_queue, retry_copy
 from rpcd.core.errors import PublishError, PublishTimeout, Unroutable
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.pipeline import Job
 from rpcd.core.policy import Policy
 from rpcd.core.stats import Stats

@@ -14,7 +14,7 @@ from rpcd.amqp.running import Publication
 from rpcd.amqp.tasks import Tasks
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import PublishTimeout, TimeLimitPassed
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 
 MARGIN = 5.0
 """Seconds that a handler waits beyond the publisher's own limit, which should always come first."""

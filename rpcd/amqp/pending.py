@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 
 
 class Pending:

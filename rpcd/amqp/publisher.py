@@ -19,7 +19,7 @@ from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import Once, bounded, repeating, unless
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.stats import bump
 from rpcd.core.topology import Declaration
 

@@ -25,7 +25,7 @@ from rpcd.cli.stream import SWEEP_SECONDS, Pace
 from rpcd.core.archived import Archived, fingerprint
 from rpcd.core.copies import COPY_HEADER, replay_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, ReplyCode, RpcdError
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.tables import ShortString
 
 ROOM = 64 * 1024 * 1024

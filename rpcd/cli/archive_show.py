@@ -15,7 +15,7 @@ from rpcd.cli.copies import readable_body, readable_value
 from rpcd.cli.show import json_line, json_printable, printable
 from rpcd.core.archived import Archived, shown_age
 from rpcd.core.copies import HEADERS_HEADER
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.wire import Properties
 
 COLUMNS = ("age", "id", "reason", "exception", "attempts", "first published to", "size")

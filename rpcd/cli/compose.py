@@ -14,7 +14,7 @@ import msgspec
 from rpcd.cli.show import end
 from rpcd.core.codec import JSON
 from rpcd.core.copies import COPY_HEADER
-from rpcd.core.message import Outgoing, outgoing
+from rpcd.core.outgoing import Outgoing, outgoing
 from rpcd.core.tables import Headers, short
 from rpcd.core.wire import read_properties
 

@@ -18,7 +18,7 @@ from rpcd.cli.progress import Bar, size_of
 from rpcd.cli.show import end, json_line, say
 from rpcd.cli.stream import BadLine, Pace, Report, Stream
 from rpcd.core.errors import ChannelClosed, PublishRefused, ReplyCode
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 
 
 @click.command()

@@ -14,7 +14,8 @@ from typing import Any
 
 import attrs
 
-from rpcd.core.message import EXCHANGE_HEADER, PERSISTENT, ROUTING_KEY_HEADER, Message, Outgoing
+from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
+from rpcd.core.outgoing import PERSISTENT, Outgoing
 from rpcd.core.retry import COUNT_HEADER, DEADLINE_HEADER, NACK_HEADER, counted
 from rpcd.core.tables import Headers, ShortString, header, join_headers, split_headers
 from rpcd.core.wire import Properties, write_properties

@@ -13,7 +13,8 @@ import attrs
 from rpcd.core import errors
 from rpcd.core.copies import printable, retriable
 from rpcd.core.errors import ExitCode
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.policy import Policy
 from rpcd.core.reply import UNEXPECTED
 from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict, trace

@@ -16,7 +16,8 @@ from typing import Any
 import attrs
 
 from rpcd.core.identity import Key, key_of
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.pipeline import Job
 from rpcd.core.verdict import ACKED, Outcome, Verdict
 

@@ -6,7 +6,7 @@ import traceback
 
 import attrs
 
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 
 
 class Verdict(enum.Enum):

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from rpcd.amqp.channel import Channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.errors import ChannelClosed, ConnectionLost, ConsumerCancelled
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.wire import Properties, ack_frame, nack_frame, publish_frames, write_properties
 
 Results = Callable[[Deferred[Any]], list[Any]]

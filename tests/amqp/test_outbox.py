@@ -19,7 +19,8 @@ from rpcd.amqp.outbox import NACK_PAUSES, STRIKES, Outbox
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.core.copies import Circumstances, archive_copy
 from rpcd.core.errors import ChannelClosed, ConnectionLost, PublishRefused, PublishTimeout, Unroutable
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.wire import Properties, write_properties
 
 Results = Callable[[Deferred[Any]], list[Any]]

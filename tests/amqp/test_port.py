@@ -20,7 +20,7 @@ from rpcd.amqp.declare import carry_out
 from rpcd.amqp.port import ABORT_AFTER, BLOCKED_TIMEOUT, PRIVATE, AmqpProtocol, make_protocol, translate
 from rpcd.amqp.waiting import WaitTooLong, bounded
 from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ExitCode, LoginRefused
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.settings import Tls
 from rpcd.core.topology import DeclareQueue
 

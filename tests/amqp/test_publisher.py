@@ -15,7 +15,7 @@ from rpcd.amqp.dial import Broker as Dialled
 from rpcd.amqp.port import ABORT_AFTER
 from rpcd.amqp.publisher import Publisher
 from rpcd.core.errors import BrokerRefused, ExitCode, PublishRefused, PublishTimeout, Unroutable
-from rpcd.core.message import Outgoing
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.topology import Declaration, DeclareExchange, DeclareQueue
 from rpcd.core.wire import Properties, write_properties
 

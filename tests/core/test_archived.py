@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rpcd.core.archived import Archived, Wanted, describe, fingerprint, read_age, shown_age
 from rpcd.core.copies import MAX_HEADERS, Circumstances, archive_copy, replay_copy, retry_copy
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.tables import header, read_headers, table
 from rpcd.core.wire import Properties, read_properties
 

@@ -15,7 +15,8 @@ from rpcd.core.copies import (
     retry_copy,
     retry_queue,
 )
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.tables import header, read_headers, split_headers, table
 from rpcd.core.wire import Properties, read_properties, write_properties
 

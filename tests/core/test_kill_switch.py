@@ -6,8 +6,9 @@ import pytest
 
 from rpcd.core.errors import BadMessage, Drop, HaltConsumer, Nack, PermanentFailure, RequestFailed, Retry
 from rpcd.core.kill_switch import KillSwitch, succeeded
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
 from rpcd.core.outcome import judge
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps

@@ -7,7 +7,8 @@ import pytest
 from labels import label
 
 import rpcd
-from rpcd.core.message import Message, Outgoing, Source, delivered, outgoing
+from rpcd.core.message import Message, Source, delivered
+from rpcd.core.outgoing import Outgoing, outgoing
 from rpcd.core.tables import Headers, table
 from rpcd.core.wire import Properties, read_properties
 

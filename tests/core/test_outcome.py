@@ -12,8 +12,9 @@ import pytest
 
 import rpcd
 from rpcd.core import errors, settings
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
 from rpcd.core.outcome import ON_ERROR, REQUEUE_PAUSE, TABLE, judge, rule_for, success
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.policy import Policy
 from rpcd.core.reply import UNEXPECTED, Replies
 from rpcd.core.retry import Steps

@@ -10,7 +10,8 @@ from rpcd.core.codec import Codec
 from rpcd.core.handler import target
 from rpcd.core.identity import key_of
 from rpcd.core.ledger import Ledger
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.pipeline import Job
 from rpcd.core.policy import Policy
 from rpcd.core.redelivery import KEPT, KEPT_SECONDS, LARGEST, LARGEST_KEPT, Known, Redeliveries, done

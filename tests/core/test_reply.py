@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import rpcd
 from rpcd.core.errors import ReplyRefused, ReplyUnencodable
-from rpcd.core.message import Message, Outgoing
+from rpcd.core.message import Message
+from rpcd.core.outgoing import Outgoing
 from rpcd.core.reply import Replies, direct_reply_token_is_whole
 from rpcd.core.wire import Properties, read_properties
 
