@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from rpcd import modes
+from rpcd import layers, modes
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
 from rpcd.core import lint, overlay
@@ -93,6 +93,8 @@ def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None
     for directory in reversed(settings.service.path):
         if directory not in sys.path:
             sys.path.insert(0, directory)
+    place = Path(path).absolute().parent
+    layers.prepare(settings, place)
     found: list[Registered] = []
     if settings.service.modules:
         found, wrong = _registered(settings)
@@ -101,7 +103,8 @@ def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None
             problems = [each for each in problems if not (each.path.startswith("consumers.") and each.what == "missing")]
         problems += [*wrong, *clashes(found, settings)]
     handlers, mistakes = _handlers(settings)
-    problems += mistakes
+    handlers, wrong = layers.layered(settings, handlers, place)
+    problems += [*mistakes, *wrong]
     settings = bound(settings, {name: each for name, each in handlers.items() if not isinstance(each, Target)})
     if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
         try:

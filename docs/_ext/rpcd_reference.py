@@ -83,6 +83,8 @@ def settings_page():
             for each in attrs.fields(section)
         ]
         text.append("")
+    see = "See [layers](../../guide/layers.md)."
+    text += ["## `[layers.NAME]`", "", settings.sentences(settings.Settings)["layers"], see, ""]
     sentence = settings.sentences(settings.Settings)["virtual_hosts"]
     see = "See [several virtual hosts, one file](../../guide/config.md#several-virtual-hosts-one-file)."
     text += ["## `[virtual_hosts.NAME]`", "", sentence, see, ""]
