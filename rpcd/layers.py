@@ -130,6 +130,8 @@ class _Book:
         check: Callable[[Mapping[str, Any], Path], tuple[Any, list[Problem]]] = module.check
         try:
             config, wrong = check(table, self._place)
+        except HandlerError:
+            raise
         except BaseException as error:  # what it sets up may be the user's code: Django's settings
             raise HandlerError(f"the layer {name} can't be set up: {_said(error)}") from error
         self.problems += [attrs.evolve(each, path=f"layers.{entry}.{each.path}".rstrip(".")) for each in wrong]

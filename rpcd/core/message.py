@@ -36,6 +36,8 @@ class Source:
     outlet: Outlet | None = None
     new_id: Callable[[], str] | None = None
     """Makes the ids of what handlers publish; None leaves them out."""
+    stamp: Callable[[str, str], Mapping[str, Any]] | None = None
+    """Makes headers for what handlers publish, of its exchange and key; called where they publish. A layer may set it."""
 
 
 class Reply:
@@ -187,6 +189,8 @@ class Message(Generic[BodyT]):
         return done()
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
+        if self.source.stamp is not None:
+            options["headers"] = {**self.source.stamp(exchange, routing_key), **(options.get("headers") or {})}
         if self.source.new_id is not None:
             options.setdefault("message_id", self.source.new_id())
         return outgoing(exchange, routing_key, body, **options)

@@ -149,6 +149,7 @@ def test_the_sample_in_yaml_means_the_same() -> None:
         "inbox/shop.toml",
         "layers/shop.toml",
         "namespace/cluster.toml",
+        "tracing/shop.toml",
         "yaml/shop.yaml",
     ],
     ids=lambda name: name,
