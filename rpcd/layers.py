@@ -160,5 +160,5 @@ def _called(value: Any, otherwise: str) -> str:
 
 def _said(error: BaseException) -> str:
     said = traceback.format_exception_only(error)[-1].strip()
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<")]
     return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

@@ -83,7 +83,8 @@ def test_features_do_not_know_each_other() -> None:
             assert not {each for each in others if each != own and not each.startswith(f"{own}.")}
 
 
-def test_importing_rpcd_loads_neither_twisted_nor_pika() -> None:
-    loaded = "import sys, rpcd; print(sorted({name.partition('.')[0] for name in sys.modules} & {'twisted', 'pika'}))"
+def test_importing_rpcd_loads_neither_twisted_nor_pika_nor_what_only_a_layer_needs() -> None:
+    heavy = {"twisted", "pika", "django", "opentelemetry", "sqlite3", "psycopg", "redis"}
+    loaded = f"import sys, rpcd; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {heavy}))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

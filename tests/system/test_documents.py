@@ -146,6 +146,7 @@ def test_the_sample_in_yaml_means_the_same() -> None:
     [
         "async/rates.toml",
         "decorator/events.toml",
+        "django/shop.toml",
         "inbox/shop.toml",
         "layers/shop.toml",
         "namespace/cluster.toml",
