@@ -58,7 +58,7 @@ def assembled(
 ) -> Assembled:
     """Import what a config names; raise SettingsError with every problem that there is.
 
-    `path` is the config's own, which problems begin with. `given` are handlers that are there already, by their paths.
+    `path` is the config's own, which problems begin with. `given` are handlers that need no import, by consumer.
     """
     settings, problems = structured(raw)
     for directory in reversed(settings.service.path):
@@ -127,9 +127,9 @@ def _handlers(settings: Settings, given: Mapping[str, Any]) -> tuple[dict[str, H
     problems: list[Problem] = []
     for name, consumer in settings.consumers.items():
         path = consumer.handler
-        if path is not None and (path in given or lint.dotted(path)):
+        if path is not None and lint.dotted(path):
             try:
-                handlers[name] = looked_at(path, given[path]) if path in given else checked_target(path)
+                handlers[name] = looked_at(path, given[name]) if name in given else checked_target(path)
             except HandlerError as error:
                 problems.append(Problem(f"consumers.{name}.handler", str(error)))
         elif consumer.namespace is not None and lint.package(consumer.namespace):

@@ -19,7 +19,7 @@ ALLOWED = {
     "rpcd.importing": ("rpcd.core",),
     "rpcd.namespaces": ("rpcd.core", "rpcd.importing"),
     "rpcd.assembly": ("rpcd.core", "rpcd.importing", "rpcd.namespaces"),
-    "rpcd.testing": ("rpcd.core", "rpcd.files", "rpcd.assembly", "rpcd.testing"),
+    "rpcd.testing": ("rpcd.core", "rpcd.files", "rpcd.importing", "rpcd.assembly", "rpcd.testing"),
     "rpcd.testing.node": ("rpcd.ops.rabbitmq",),
     "rpcd.ops": ("rpcd.core", "rpcd.ops"),
     "rpcd": ("rpcd",),
