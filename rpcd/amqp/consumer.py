@@ -79,7 +79,7 @@ class Consumer:
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
-        self._source = Source(self.name, plan.queue, self._outlet, new_id)
+        self._source = Source(self.name, plan.queue, self._outlet, new_id, time.time)
         self._serving = False
         self._watch = repeating(self._look_for_overdue, broker.reactor)
         self._look_seconds = min(1.0, plan.section.time_limit / 4)
@@ -156,7 +156,7 @@ class Consumer:
         queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
         await unless(ended, self._publisher.ready.wait())
         await unless(ended, self.workers.ready.wait())
-        self._source = Source(self.name, queue, self._outlet, new_id)
+        self._source = Source(self.name, queue, self._outlet, new_id, time.time)
         self.plan.policy.replies.never_to(queue)
         self._serving = False
         await self.intake.serve(lambda: self._open(protocol), queue, self._on_delivery, self._on_serving)
@@ -275,7 +275,7 @@ class Consumer:
         """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""
         left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
         self.draining = True
-        self.workers.hold()
+        self.workers.abandon()
         self.brake.stop()
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()

@@ -134,7 +134,18 @@ class ReplyRefused(RpcdError):
     """The message's `reply_to` is not one that this consumer may write to."""
 
 
+PASSED = "the deadline of this message has passed: its sender waits no longer"
+
+
 class DeadlinePassed(RpcdError):
+    """The time that the sender gave for the message is over; what a handler begins from then on fails with this.
+
+    A handler may let it through, or raise it itself: the message is acked, and a caller told. Ahead of the message's own
+    deadline, or without one, it is an unexpected exception like any other.
+    """
+
+
+class Expired(DeadlinePassed):
     """The time that the sender gave for the message was over before its handler could start."""
 
 

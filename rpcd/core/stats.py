@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from rpcd.core.verdict import Outcome
+from rpcd.core.verdict import LATE, Outcome
 
 
 def counter(sentence: str, family: str = "", **label: str) -> Any:
@@ -49,6 +49,7 @@ class Stats:
     rejected: int = counter(HANDLED, "messages_handled", outcome="reject")
     bad: int = counter("Messages that could not be opened (no JSON, a wrong shape, undecodable headers).", "messages_bad")
     expired: int = counter("Messages that were not run because their deadline had passed.", "messages_expired")
+    late: int = counter("Messages whose handler gave up because their deadline passed while it ran.", "messages_late")
     overdue: int = counter("Handlers that overran their time limit and were written off.", "handlers_overdue")
     joined: int = counter(
         "Redelivered messages that did not run again: they took the outcome of their first run, finished or not.",
@@ -77,8 +78,10 @@ class Stats:
         """Count one settled outcome by its verdict."""
         name = _NAMES[outcome.verdict.value]
         setattr(self, name, getattr(self, name) + 1)
-        if outcome.error == "DeadlinePassed":
+        if outcome.error == "Expired":
             self.expired += 1
+        elif outcome.reason == LATE:
+            self.late += 1
         elif outcome.error == "BadMessage":
             self.bad += 1
 
