@@ -6,6 +6,11 @@ than this package.
 
 from rpcd.core.errors import (
     BadMessage,
+    BadReply,
+    CallError,
+    CallFailed,
+    CallInterrupted,
+    CallTimeout,
     DeadlinePassed,
     Drop,
     HaltConsumer,
@@ -26,6 +31,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadMessage",
+    "BadReply",
+    "CallError",
+    "CallFailed",
+    "CallInterrupted",
+    "CallTimeout",
     "DeadlinePassed",
     "Drop",
     "HaltConsumer",

@@ -21,7 +21,7 @@ from rpcd.amqp.ends import tell_end
 from rpcd.amqp.hindrance import Hindrance
 from rpcd.amqp.intake import Intake
 from rpcd.amqp.outcomes import OutcomePublisher
-from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
+from rpcd.amqp.outlet import Limits, LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.publisher import Publisher
@@ -286,12 +286,12 @@ def _crew(
     plan: Plan, pool: Any, reactor: Any, publisher: Publisher, finished: Finished
 ) -> tuple[Workers | Tasks, ThreadOutlet]:
     """Make what runs the handlers of a consumer, threads or tasks, and what they publish by."""
-    count = plan.section.workers
+    count, limits = plan.section.workers, Limits(plan.publish_timeout, plan.section.time_limit)
     if all_async(route.target for route in plan.routes):
         tasks = Tasks(plan.routes, count, pool, reactor, finished)
-        return tasks, LoopOutlet(reactor, publisher, tasks, plan.publish_timeout)
+        return tasks, LoopOutlet(reactor, publisher, tasks, limits)
     workers = Workers(plan.routes, count, pool, reactor, finished)
-    return workers, ThreadOutlet(reactor, publisher, workers, plan.publish_timeout)
+    return workers, ThreadOutlet(reactor, publisher, workers, limits)
 
 
 def new_id() -> str:

@@ -8,13 +8,11 @@ import attrs
 from rpcd.core.done import done
 from rpcd.core.errors import PASSED, DeadlinePassed
 from rpcd.core.outgoing import Outgoing, outgoing
+from rpcd.core.question import Question, question
 from rpcd.core.tables import Headers, ShortString, table
 from rpcd.core.wire import Properties
 
 BodyT = TypeVar("BodyT")
-
-DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-"""RabbitMQ's pseudo-queue; see rabbitmq.com/docs/direct-reply-to."""
 
 EXCHANGE_HEADER = "x-rpcd-exchange"
 ROUTING_KEY_HEADER = "x-rpcd-routing-key"
@@ -26,6 +24,9 @@ class Outlet(Protocol):
 
     def publish_now(self, outgoing: Outgoing) -> Any:
         """Publish and return when the broker has confirmed; called on a loop, return at once what is to be awaited."""
+
+    def call(self, question: Question, left: float | None) -> Any:
+        """Ask and return what the reply says; on a loop, return a coroutine. `left` is the seconds to the deadline."""
 
 
 @attrs.frozen
@@ -217,6 +218,36 @@ class Message(Generic[BodyT]):
             return self.source.outlet.publish_now(message)
         self.published.append(message)
         return done()
+
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Ask another service and return the `data` of its reply; in an async handler, `await message.call(...)`.
+
+        `timeout` is in seconds, 30 by default; this message's deadline and its handler's time limit shorten it. The request
+        carries what is left, so that the other side's own calls end in time, too. `reply_type` is what `data` is to be: any
+        type that a body may have; without one, what the JSON says. `plain=True` takes replies without an envelope.
+        Options are those of `publish` without `correlation_id`, `reply_to`, `expiration`, `mandatory`.
+
+        Raises CallFailed (the service says so; it has its message and data), Unroutable and PublishRefused (at once),
+        CallTimeout, BadReply, CallInterrupted (the connection ended before the reply came), DeadlinePassed, TimeLimitPassed.
+        Nothing is asked twice by itself: whether it may be is known to you alone.
+        """
+        asked = question(exchange, routing_key, body, timeout=timeout, reply_type=reply_type, plain=plain, **options)
+        left = self.remaining
+        if left is not None and left <= 0:
+            raise DeadlinePassed(PASSED)
+        if self.source.outlet is None:
+            raise RuntimeError("this message was made by hand: nobody answers its calls but the harness of rpcd.testing")
+        return self.source.outlet.call(asked, left)
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
         if self.source.new_id is not None:

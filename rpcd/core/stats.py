@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from rpcd.core.errors import CallInterrupted, CallTimeout, PublishRefused, Unroutable
 from rpcd.core.verdict import LATE, Outcome
 
 
@@ -113,6 +114,38 @@ class OutboxStats:
         "publisher_channel_errors",
     )
 
+
+CALLED = "Calls that handlers made to other services, by how they ended."
+
+
+@attrs.define(eq=False)
+class CallStats:
+    """What became of the calls on one connection; reactor only."""
+
+    made: int = counter("Calls that handlers began to make to other services.", "calls_made")
+    answered: int = counter(CALLED, "calls", outcome="answered")
+    timed_out: int = counter(CALLED, "calls", outcome="timeout")
+    unroutable: int = counter(CALLED, "calls", outcome="unroutable")
+    refused: int = counter(CALLED, "calls", outcome="refused")
+    interrupted: int = counter(CALLED, "calls", outcome="interrupted")
+    cancelled: int = counter(CALLED, "calls", outcome="cancelled")
+    replies_unclaimed: int = counter("Replies to calls that nobody waited for any more.")
+
+    def end(self, error: BaseException | None) -> None:
+        """Count one call that has ended, with a reply or an error."""
+        if error is None:
+            self.answered += 1
+            return
+        name = next((name for kind, name in _ENDS if isinstance(error, kind)), "cancelled")
+        setattr(self, name, getattr(self, name) + 1)
+
+
+_ENDS = (
+    (CallTimeout, "timed_out"),
+    (Unroutable, "unroutable"),
+    (PublishRefused, "refused"),
+    (CallInterrupted, "interrupted"),
+)
 
 # How long handlers take -----------------------------------------------------------------------------
 
