@@ -6,6 +6,12 @@ than this package.
 
 from rpcd.core.errors import (
     BadMessage,
+    BadReply,
+    CallError,
+    CallFailed,
+    CallInterrupted,
+    CallTimeout,
+    DeadlinePassed,
     Drop,
     HaltConsumer,
     Nack,
@@ -25,6 +31,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadMessage",
+    "BadReply",
+    "CallError",
+    "CallFailed",
+    "CallInterrupted",
+    "CallTimeout",
+    "DeadlinePassed",
     "Drop",
     "HaltConsumer",
     "Message",

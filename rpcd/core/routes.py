@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from rpcd.core.codec import Codec
-from rpcd.core.errors import BadMessage, DeadlinePassed
+from rpcd.core.errors import BadMessage, Expired
 from rpcd.core.handler import Handler, Layer, Target, check_finished
 from rpcd.core.message import ENDED, EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import judge, success
@@ -52,7 +52,7 @@ class Route:
         return self.target.make(self.config, self.layers)
 
     def open(self, message: Message[Any]) -> None:
-        """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or DeadlinePassed."""
+        """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or Expired."""
         properties = message.properties
         headers = properties.headers
         if properties.reply_to is not None and self.policy.replies.wanted(message):
@@ -66,9 +66,9 @@ class Route:
         message.body = self.codec.decoder(properties.content_type, properties.content_encoding)(payload)
 
     def check_deadline(self, message: Message[Any]) -> None:
-        """Raise DeadlinePassed if the sender has stopped waiting."""
+        """Raise Expired if the sender has stopped waiting: nothing is begun for it any more."""
         if message.deadline is not None and self.clock() >= message.deadline:
-            raise DeadlinePassed
+            raise Expired
 
     def _read_headers(self, message: Message[Any]) -> None:
         """Take attempt, deadline and, on a copy that came back, the original exchange and key from the headers."""

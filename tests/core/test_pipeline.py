@@ -207,7 +207,7 @@ def test_a_deadline_that_passes_in_the_lane_keeps_the_handler_from_running() -> 
     assert opened(waiting)
     now[0] = NOW + 5
     run(waiting, lambda message: pytest.fail("run"))
-    assert (outcome_of(waiting).verdict, outcome_of(waiting).error) == (Verdict.ACK, "DeadlinePassed")
+    assert (outcome_of(waiting).verdict, outcome_of(waiting).error) == (Verdict.ACK, "Expired")
 
 
 def _fields(found: Route) -> dict[str, Any]:
