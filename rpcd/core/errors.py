@@ -26,6 +26,10 @@ MAX_EXIT_CODE = 255
 """A process has 8 bits for it: more would end it with another code than was asked for."""
 
 
+LONGEST_TEXT = 800
+"""Characters that several faults of one body take at most in a line of the log; the reply has them one by one."""
+
+
 class ReplyCode(enum.IntEnum):
     """AMQP's numbers for why a channel or connection was closed, those that rpcd acts on; AMQP 0-9-1, section 1.1."""
 
@@ -120,18 +124,24 @@ class HaltConsumer(RpcdError):
 class BadMessage(RpcdError):
     """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
 
-    def __init__(self, place: str, reason: str, faults: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, place: str, reason: str, faults: Sequence[tuple[str, str]] = (), more: int = 0) -> None:
         """Name the place and the reason, never a value: both are sent to the caller and written to the archive.
 
-        `faults` are place and reason of every fault, the first included, where more than one is looked for.
+        Where all faults are looked for, `faults` has place and reason of each, the first included, but for `more` others.
         """
         super().__init__(place, reason)
         self.place = place
         self.reason = reason
         self.faults = tuple(faults)
+        self.more = more
 
     def __str__(self) -> str:
-        return "; ".join(f"{place}: {reason}" for place, reason in self.faults or ((self.place, self.reason),))
+        text, left = f"{self.place}: {self.reason}", self.more + len(self.faults[1:])
+        for place, reason in self.faults[1:]:
+            if len(text) + len(place) + len(reason) > LONGEST_TEXT:
+                break
+            text, left = f"{text}; {place}: {reason}", left - 1
+        return f"{text}; and {left} more" if left else text
 
 
 class BadValue(RpcdError, ValueError):
