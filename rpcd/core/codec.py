@@ -1,12 +1,10 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
 from rpcd.core.bodies import Decode, Hook, decode_json
+from rpcd.core.encoding import encode_json
 from rpcd.core.errors import BadMessage
 from rpcd.core.tables import ShortString
 
@@ -14,31 +12,6 @@ JSON = "application/json"
 TEXT = "text/plain"
 RAW = "application/octet-stream"
 ANY = "*/*"
-
-_encoder = msgspec.json.Encoder()
-
-
-def encode_json(value: Any) -> bytes:
-    """Encode a value as JSON; raise TypeError or ValueError when JSON has no form for it."""
-    try:
-        encoded = _encoder.encode(value)
-    except RecursionError as error:
-        raise ValueError("the value is nested too deeply, or contains itself") from error
-    if b"null" in encoded:
-        _check_finite(msgspec.to_builtins(value))
-    return encoded
-
-
-def _check_finite(value: Any) -> None:
-    """Raise ValueError for NaN and infinity, which JSON has no form for: they would arrive as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"JSON has no form for {value}")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            _check_finite(item)
 
 
 def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:

@@ -1,7 +1,7 @@
 """Every exception of rpcd: those that handlers raise to decide an outcome, and those that users get to see."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -67,8 +67,8 @@ class RpcdError(Exception):
 class RequestFailed(RpcdError):
     """Answer the request with `success` false; the message itself is done with."""
 
-    def __init__(self, message: str | None = None, data: Mapping[str, Any] | None = None) -> None:
-        """Say what the caller is told; both parts leave the process as they are."""
+    def __init__(self, message: str | None = None, data: Any = None) -> None:
+        """Say what the caller is told; both parts leave the process as they are. `data` is what a handler may return."""
         super().__init__(message)
         self.message = message
         self.data = data
