@@ -8,6 +8,9 @@ from rpcd.core.encoding import encode_json
 from rpcd.core.errors import BadMessage
 from rpcd.core.tables import ShortString
 
+__all__ = ["ANY", "JSON", "RAW", "TEXT", "Codec", "check_encoding", "decode_json", "decode_raw", "decode_text"]
+__all__ += ["Decode", "Hook", "encode_body", "encode_json"]
+
 JSON = "application/json"
 TEXT = "text/plain"
 RAW = "application/octet-stream"
@@ -36,6 +39,24 @@ def decode_raw(payload: bytes) -> bytes:
     return payload
 
 
+def _decoders(kind: Any, hook: Hook | None) -> tuple[Decode, Decode, Decode]:
+    """Build the decoders of JSON, of text and of all other content for a type: what they return is of it."""
+    if kind is bytes:
+        return decode_raw, decode_raw, decode_raw
+    json = decode_json(kind, hook)
+    if kind is Any:
+        return json, decode_text, decode_raw
+
+    def text(payload: bytes) -> Any:
+        return json(encode_json(decode_text(payload)))
+
+    return json, text, _refuse_bytes
+
+
+def _refuse_bytes(_payload: bytes) -> Any:
+    raise BadMessage("content_type", "bytes can't be what the handler's annotation asks for")
+
+
 class Codec:
     """What one consumer accepts, and how each content type is decoded; built once at start.
 
@@ -50,16 +71,14 @@ class Codec:
         """
         self.accept = tuple(accept)
         self._decoders: dict[ShortString | None, Decode] = {}
-        json = decode_raw if kind is bytes else decode_json(kind, hook)
+        self._json, text, raw = _decoders(kind, hook)
         for accepted in self.accept:
             if accepted == ANY:
-                self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}
-            elif kind is bytes:
-                self._decoders[accepted] = decode_raw
+                self._decoders |= {ANY: raw, JSON: self._json, TEXT: text}
             elif accepted == JSON or accepted.endswith("+json"):
-                self._decoders[accepted] = json
+                self._decoders[accepted] = self._json
             else:
-                self._decoders[accepted] = decode_text if accepted.startswith("text/") else decode_raw
+                self._decoders[accepted] = text if accepted.startswith("text/") else raw
         self._decoders[None] = self._decoders[self.accept[0]]
 
     def decoder(self, content_type: ShortString | None, content_encoding: ShortString | None) -> Decode:

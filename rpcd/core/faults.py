@@ -5,6 +5,7 @@ so may those of the user's validators. What is said here is taken from the type 
 that are written here, and in them only limits that stand in its schema.
 """
 
+import decimal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ class Shape:
             return _NOT_VALID
 
     def _is_limit(self, name: str, value: Any) -> bool:
-        return isinstance(value, str | int | float) and value in self._limits.get(name, ())
+        return isinstance(value, str | int | float | decimal.Decimal) and value in self._limits.get(name, ())
 
     def place(self, error: Mapping[str, Any]) -> str:
         """Return where a fault is: `body.items[2].sku`; a key that the type does not declare is left out."""

@@ -21,12 +21,11 @@ def model_decoder(kind: Any, hook: Any, strict: Callable[[bytes], Any]) -> Calla
     adapter = _adapter(kind)
     shape = Shape(adapter.core_schema)
     validate = adapter.validator.validate_json
-    context = {"rpcd": hook}
 
     def opened(payload: bytes) -> Any:
         strict(payload)
         try:
-            return validate(payload, context=context)
+            return validate(payload, context={"rpcd": hook})  # its own: validators may put into it what they like
         except pydantic.ValidationError as error:
             raise _bad_message(error, shape) from None
         except RecursionError:
@@ -36,6 +35,8 @@ def model_decoder(kind: Any, hook: Any, strict: Callable[[bytes], Any]) -> Calla
 
 
 def _adapter(kind: Any) -> "pydantic.TypeAdapter[Any]":
+    if not hasattr(getattr(pydantic, "TypeAdapter", None), "rebuild"):
+        raise TypeError(f'pydantic {pydantic.VERSION} is too old for rpcd; pip install "rpcd[pydantic]"')
     try:
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(kind)
         adapter.rebuild(raise_errors=True)
