@@ -143,8 +143,14 @@ def _halt(case: Case) -> Outcome:
 
 
 def _bad_message(case: Case) -> Outcome:
-    reply = case.failure(f"Bad message: {case.error}", {"place": case.error.place, "reason": case.error.reason})
-    return Outcome(Verdict.ARCHIVE, f"bad message: {case.error}", reply=reply)
+    error = case.error
+    data = {"place": error.place, "reason": error.reason}
+    if error.faults:
+        data["faults"] = [{"place": place, "reason": reason} for place, reason in error.faults]
+        if error.more:
+            data["more"] = error.more
+    reply = case.failure(f"Bad message: {error}", data)
+    return Outcome(Verdict.ARCHIVE, f"bad message: {error}", reply=reply)
 
 
 def _reply_refused(case: Case) -> Outcome:
