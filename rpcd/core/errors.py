@@ -1,8 +1,7 @@
 """Every exception of rpcd: those that handlers raise to decide an outcome, and those that users get to see."""
 
 import enum
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
