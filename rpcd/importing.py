@@ -33,7 +33,11 @@ def check_start(path: str) -> None:
 
 def checked_target(path: str) -> Target:
     """Import what a handler's dotted path names and check it; raise HandlerError."""
-    value = resolve(path)
+    return looked_at(path, resolve(path))
+
+
+def looked_at(path: str, value: Any) -> Target:
+    """Check what was found at a handler's dotted path; raise HandlerError."""
     try:
         found = target(path, value)
         check_body_type(path, found.body)

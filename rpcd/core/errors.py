@@ -1,7 +1,7 @@
 """Every exception of rpcd: those that handlers raise to decide an outcome, and those that users get to see."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -156,7 +156,18 @@ class ReplyRefused(RpcdError):
     """The message's `reply_to` is not one that this consumer may write to."""
 
 
+PASSED = "the deadline of this message has passed: its sender waits no longer"
+
+
 class DeadlinePassed(RpcdError):
+    """The time that the sender gave for the message is over; what a handler begins from then on fails with this.
+
+    A handler may let it through, or raise it itself: the message is acked, and a caller told. Ahead of the message's own
+    deadline, or without one, it is an unexpected exception like any other.
+    """
+
+
+class Expired(DeadlinePassed):
     """The time that the sender gave for the message was over before its handler could start."""
 
 
@@ -182,6 +193,44 @@ class ReplyUnencodable(PublishError):
 
 class PublishTimeout(RpcdError):
     """The broker did not confirm in time; the message may or may not have arrived."""
+
+
+# What asking another service may end with ----------------------------------------------------------
+
+
+class CallError(RpcdError):
+    """A call to another service brought no good reply."""
+
+
+class CallFailed(CallError):
+    """The other service answered `success` false; `message` and `data` are what it said."""
+
+    def __init__(self, message: str | None = None, data: Mapping[str, Any] | None = None) -> None:
+        """Keep the other side's words; `data` is shown nowhere, for nobody knows what it holds."""
+        super().__init__(message if message is not None else "the service answered that the request failed")
+        self.message = message
+        self.data = {} if data is None else data
+
+
+class CallTimeout(CallError, TimeoutError):
+    """No reply came in time; the request may have been handled, may be handled yet, or was never sent: the text says."""
+
+
+class CallInterrupted(CallError):
+    """The connection ended before the reply came; the request may or may not have been handled, and is not sent again."""
+
+
+class BadReply(CallError):
+    """The reply is not what was asked for: no envelope, a wrong shape."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        """Name the place and the reason, never a value."""
+        super().__init__(place, reason)
+        self.place = place
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}"
 
 
 # What an operator gets to see ---------------------------------------------------------------------

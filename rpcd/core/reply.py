@@ -17,8 +17,8 @@ import msgspec
 from rpcd.core.codec import encode_body
 from rpcd.core.encoding import encode_json
 from rpcd.core.errors import ReplyRefused, ReplyUnencodable
-from rpcd.core.message import DIRECT_REPLY_TO, Message, Reply
-from rpcd.core.outgoing import Outgoing
+from rpcd.core.message import Message, Reply
+from rpcd.core.outgoing import DIRECT_REPLY_TO, Outgoing
 from rpcd.core.tables import ShortString, short
 from rpcd.core.wire import Properties, write_properties
 
