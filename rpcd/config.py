@@ -15,7 +15,7 @@ import attrs
 from rpcd import modes
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
-from rpcd.core import lint, overlay
+from rpcd.core import keys, lint, overlay
 from rpcd.core.codec import Codec
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import Problem, SettingsError
@@ -176,6 +176,9 @@ def _handlers(settings: Settings) -> tuple[dict[str, Handlers], list[Problem]]:
         elif consumer.namespace is not None and lint.package(consumer.namespace):
             handlers[name], wrong = find(name, consumer, settings)
             problems += wrong
+        found = handlers.get(name, {})
+        targets = [found] if isinstance(found, Target) else found.values()
+        problems += keys.unmet(settings, name, [(each.path, each.body) for each in targets])
     return handlers, problems
 
 
@@ -183,29 +186,9 @@ def plan(settings: Settings, name: str, handlers: Handlers) -> Plan:
     """Build the plan of one consumer: its routes with everything that is decided at start, and what it declares."""
     section = settings.consumers[name]
     queue = settings.queue_name(section.queue)
-    own = {name for key in settings.queues for name in lint.own_queues(settings, key)}
-    replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
-    longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
     by_name = {} if isinstance(handlers, Target) else {settings.exchange_name(key): each for key, each in handlers.items()}
     targets = [handlers] if isinstance(handlers, Target) else list(by_name.values())
-    first = Route(
-        consumer=name,
-        queue=queue,
-        target=targets[0],
-        codec=Codec(section.accept, targets[0].body),
-        policy=Policy(replies, section.on_error, section.steps, longest),
-        clock=time.time,
-        max_body=section.max_body,
-        config=section.config,
-        key=lane_key(section.lock) if section.lock is not None else None,
-    )
-    routes = (
-        first,
-        *(
-            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number)
-            for number, each in enumerate(targets[1:], start=1)
-        ),
-    )
+    routes = _routes(settings, name, targets)
     return Plan(
         name,
         section,
@@ -221,9 +204,41 @@ def plan(settings: Settings, name: str, handlers: Handlers) -> Plan:
     )
 
 
+def _routes(settings: Settings, name: str, targets: list[Target]) -> tuple[Route, ...]:
+    """Build the routes of one consumer, one for each handler; what they share is made once."""
+    section = settings.consumers[name]
+    own = {name for key in settings.queues for name in lint.own_queues(settings, key)}
+    replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
+    longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
+    sealing = keys.sealing(settings.broker, section)
+    codec = Codec if sealing is None else sealing.codec
+    first = Route(
+        consumer=name,
+        queue=settings.queue_name(section.queue),
+        target=targets[0],
+        codec=codec(section.accept, targets[0].body),
+        policy=Policy(replies, section.on_error, section.steps, longest),
+        clock=time.time,
+        max_body=section.max_body,
+        config=section.config,
+        key=lane_key(section.lock) if section.lock is not None else None,
+    )
+    if sealing is not None:
+        first = sealing.route(first)
+    others = enumerate(targets[1:], start=1)
+    return (
+        first,
+        *(
+            attrs.evolve(first, target=each, codec=codec(section.accept, each.body), number=number)
+            for number, each in others
+        ),
+    )
+
+
 def _choice(routes: Mapping[str, Route]) -> Choose:
     """Let the exchange of a message choose among routes; what comes from another one is a bad message."""
     first = next(iter(routes.values()))
     nobody = Target("", None, False, False, None, Any)
-    stray = Stray(**{**attrs.asdict(first, recurse=False), "target": nobody, "known": tuple(routes)})
+    common = {each.name: getattr(first, each.name) for each in attrs.fields(Route)}
+    stray = Stray(**{**common, "target": nobody, "known": tuple(routes)})
     return by_exchange(routes, stray)

@@ -83,10 +83,13 @@ class OutcomePublisher:
         message = job.message
         token = os.urandom(8).hex()
         if outcome.verdict is Verdict.RETRY and not self.in_process:
-            copy = retry_copy(message, self.title, outcome.step, outcome.count, outcome.nacks, token)
+            arrival = job.route.arrival_mark(message)
+            copy = retry_copy(message, self.title, outcome.step, outcome.count, outcome.nacks, token, arrival)
         elif outcome.verdict is Verdict.ARCHIVE:
             who = attrs.evolve(self.who, handler=job.route.target.path)
-            copy = archive_copy(message, archive_queue(self.title), who, outcome.reason, outcome.error, time.time(), token)
+            arrival = job.route.arrival_mark(message)
+            archive, now = archive_queue(self.title), time.time()
+            copy = archive_copy(message, archive, who, outcome.reason, outcome.error, now, token, arrival)
         else:
             return outcome
         try:
