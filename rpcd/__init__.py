@@ -6,6 +6,7 @@ than this package.
 
 from rpcd.core.errors import (
     BadMessage,
+    BadValue,
     Drop,
     HaltConsumer,
     Nack,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadMessage",
+    "BadValue",
     "Drop",
     "HaltConsumer",
     "Message",

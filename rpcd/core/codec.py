@@ -1,12 +1,12 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
 import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from rpcd.core.bodies import Decode, Hook, decode_json
 from rpcd.core.errors import BadMessage
 from rpcd.core.tables import ShortString
 
@@ -14,8 +14,6 @@ JSON = "application/json"
 TEXT = "text/plain"
 RAW = "application/octet-stream"
 ANY = "*/*"
-
-Decode = Callable[[bytes], Any]
 
 _encoder = msgspec.json.Encoder()
 
@@ -52,48 +50,6 @@ def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:
     return encode_json(body), content_type or JSON
 
 
-def decode_json(kind: Any) -> Decode:
-    """Build a strict JSON decoder for a type; `Any` takes every JSON value.
-
-    The decoder raises BadMessage with place and reason, never with a value. Raises TypeError for a type that msgspec does
-    not know.
-    """
-    decode = msgspec.json.Decoder(kind).decode
-
-    def opened(payload: bytes) -> Any:
-        try:
-            return decode(payload)
-        except msgspec.ValidationError as error:
-            raise BadMessage(*_without_values(str(error))) from None
-        except msgspec.DecodeError as error:
-            raise BadMessage("body", "empty" if not payload else str(error)) from None
-        except UnicodeDecodeError:
-            raise BadMessage("body", "not UTF-8") from None
-        except RecursionError:
-            raise BadMessage("body", "JSON is nested too deeply") from None
-
-    return opened
-
-
-_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
-_SAFE = re.compile(
-    r"Expected `[^`]*`(?:, got `[^`]*`| matching regex .*| [<>=]+ [-0-9.e]+| of length .*|.* multiple of .*)?"
-    r"|Object missing required field `[^`]*`"
-    r"|Integer value out of range|Number out of range"
-    r"|Invalid (?:RFC3339 encoded \w+|UUID|base64 encoded string|decimal string|epoch timestamp|ISO8601 duration)"
-    r"|(Invalid enum value|Invalid value|Object contains unknown field) .*",
-    re.DOTALL,
-)
-
-
-def _without_values(text: str) -> tuple[str, str]:
-    """Split msgspec's words into place and reason; what could be a value of the body, or a user's own words, is left out."""
-    found = _PLACE.search(text)
-    reason, place = (text[: found.start()], found[1]) if found else (text, "")
-    safe = _SAFE.fullmatch(reason)
-    return "body" + place, "not valid" if safe is None else safe[1] or reason
-
-
 def decode_text(payload: bytes) -> str:
     """Decode UTF-8 text; raise BadMessage if it is none."""
     try:
@@ -114,11 +70,14 @@ class Codec:
     must be UTF-8; a content encoding other than UTF-8 or identity is refused, for nothing may be unpacked unasked.
     """
 
-    def __init__(self, accept: Iterable[str], kind: Any = Any) -> None:
-        """Build decoders for the accepted types; `kind` is what the handler wants its body to be."""
+    def __init__(self, accept: Iterable[str], kind: Any = Any, hook: Hook | None = None) -> None:
+        """Build decoders for the accepted types; `kind` is what the handler wants its body to be.
+
+        `hook` makes the values of rpcd's own types in it.
+        """
         self.accept = tuple(accept)
         self._decoders: dict[ShortString | None, Decode] = {}
-        json = decode_raw if kind is bytes else decode_json(kind)
+        json = decode_raw if kind is bytes else decode_json(kind, hook)
         for accepted in self.accept:
             if accepted == ANY:
                 self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}

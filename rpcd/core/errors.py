@@ -120,14 +120,26 @@ class HaltConsumer(RpcdError):
 class BadMessage(RpcdError):
     """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
 
-    def __init__(self, place: str, reason: str) -> None:
-        """Name the place and the reason, never a value: both are sent to the caller and written to the archive."""
+    def __init__(self, place: str, reason: str, faults: Sequence[tuple[str, str]] = ()) -> None:
+        """Name the place and the reason, never a value: both are sent to the caller and written to the archive.
+
+        `faults` are place and reason of every fault, the first included, where more than one is looked for.
+        """
         super().__init__(place, reason)
         self.place = place
         self.reason = reason
+        self.faults = tuple(faults)
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        return "; ".join(f"{place}: {reason}" for place, reason in self.faults or ((self.place, self.reason),))
+
+
+class BadValue(RpcdError, ValueError):
+    """One value of a body is not valid, said in words that are sent on: rpcd adds the place.
+
+    A type of the user's may raise it where it checks its values, in `__post_init__` or in a validator of attrs or pydantic.
+    Other exceptions' words are not sent on, for they may hold a value.
+    """
 
 
 class ReplyRefused(RpcdError):

@@ -12,12 +12,12 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
-import msgspec
 
+from rpcd.core import bodies
 from rpcd.core.message import Message
 
 Handler: TypeAlias = Callable[[Message[Any]], Any]
@@ -206,7 +206,7 @@ def body_type(called: Callable[..., Any]) -> Any:
     """
     bare = called.func if isinstance(called, functools.partial) else called
     try:
-        hints = typing.get_type_hints(bare)
+        hints = typing.get_type_hints(bare, include_extras=True)
     except Exception as error:  # noqa: BLE001  # annotations are the user's code: names for type checkers only, say
         for said in getattr(bare, "__annotations__", {}).values():
             if "Message[" in str(said):  # else what it asks for would silently not be checked
@@ -220,30 +220,9 @@ def body_type(called: Callable[..., Any]) -> Any:
     return Any
 
 
-def _parts(info: Any, seen: set[int]) -> Iterator[Any]:
-    """Go through a type and everything that it is made of."""
-    if id(info) in seen:
-        return
-    seen.add(id(info))
-    yield info
-    if isinstance(info, tuple | list):
-        for each in info:
-            yield from _parts(each, seen)
-    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
-        for name in info.__struct_fields__:
-            if name not in ("cls", "default", "default_factory"):
-                yield from _parts(getattr(info, name), seen)
-
-
 def check_body_type(path: str, kind: Any) -> None:
     """Raise HandlerError for a body type that messages can't be decoded to."""
-    if kind is Any or kind is bytes:
-        return
     try:
-        info = msgspec.inspect.type_info(kind)
-    except (TypeError, NameError) as error:
+        bodies.check(kind)
+    except Exception as error:  # noqa: BLE001  # the type is the user's, and looking at it may run his code
         raise HandlerError(f"{path}: a body can't be decoded to {kind!r}: {error}") from None
-    if any(isinstance(each, msgspec.inspect.CustomType) for each in _parts(info, set())):
-        raise HandlerError(
-            f"{path}: a body can't be decoded to {kind!r}: use a dataclass, attrs class, TypedDict, Struct or builtin type"
-        )
