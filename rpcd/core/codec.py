@@ -77,7 +77,7 @@ class Codec:
         """
         self.accept = tuple(accept)
         self._decoders: dict[ShortString | None, Decode] = {}
-        json = decode_raw if kind is bytes else decode_json(kind, hook)
+        self._json = json = decode_raw if kind is bytes else decode_json(kind, hook)
         for accepted in self.accept:
             if accepted == ANY:
                 self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}

@@ -12,7 +12,8 @@ from typing import Any
 import attrs
 import msgspec
 
-from rpcd.core.codec import Codec, Decode, decode_json, encode_json
+from rpcd.core.bodies import Decode, decode_json
+from rpcd.core.codec import Codec, encode_json
 from rpcd.core.consumers import Consumer
 from rpcd.core.copies import ARRIVAL_HEADER
 from rpcd.core.crypto import UNREADABLE, Keyring

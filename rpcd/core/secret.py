@@ -23,6 +23,7 @@ class Secret(Generic[SecretT]):
     __slots__ = ("_token", "_value")
 
     __rpcd_opens__ = True
+    """Read by `bodies`: its values are made by the hook that has the keys."""
 
     def __init__(self, value: SecretT, token: str | None = None) -> None:
         """Take the value, and the token that it came as."""
