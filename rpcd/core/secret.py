@@ -1,7 +1,6 @@
 """A value that is not shown: what a handler gets where its body was encrypted."""
 
 import copy
-import hmac
 import typing
 from collections.abc import Iterable
 from typing import Any, Generic, NoReturn, TypeVar
@@ -55,6 +54,8 @@ class Secret(Generic[SecretT]):
         """Compare values; text and bytes in a time that does not tell how much of them is equal."""
         if not isinstance(other, Secret):
             return NotImplemented
+        import hmac  # noqa: PLC0415  # with all that it loads, it costs as much as the rest of `import rpcd`
+
         mine, theirs = _as_bytes(self._value), _as_bytes(other._value)
         if mine is not None and theirs is not None:
             return type(self._value) is type(other._value) and hmac.compare_digest(mine, theirs)
