@@ -16,7 +16,11 @@ ALLOWED = {
     "rpcd.features": ("rpcd.core", "rpcd.features"),
     "rpcd.styles": ("rpcd.core",),
     "rpcd.amqp": ("rpcd.core", "rpcd.amqp"),
-    "rpcd.testing": ("rpcd.core",),
+    "rpcd.importing": ("rpcd.core",),
+    "rpcd.namespaces": ("rpcd.core", "rpcd.importing"),
+    "rpcd.assembly": ("rpcd.core", "rpcd.importing", "rpcd.namespaces"),
+    "rpcd.testing": ("rpcd.core", "rpcd.files", "rpcd.importing", "rpcd.assembly", "rpcd.testing"),
+    "rpcd.testing.node": ("rpcd.ops.rabbitmq",),
     "rpcd.ops": ("rpcd.core", "rpcd.ops"),
     "rpcd": ("rpcd",),
 }

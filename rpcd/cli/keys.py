@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -154,13 +154,17 @@ def rotate(
     if fields is not None:
         say(json_printable(_changed(_input(), fields, ring.rotate)))
         return
-    for number, line in enumerate(_input().split(b"\n"), 1):
+    for token in _rotated(ring, _input()):
+        say(json_line({"ok": True, "token": token}) if in_json else token)
+
+
+def _rotated(ring: Keyring, lines: bytes) -> Iterator[str]:
+    for number, line in enumerate(lines.split(b"\n"), 1):
         if line.strip():
             try:
-                token = ring.rotate(line.strip())
+                yield ring.rotate(line.strip())
             except BadValue as error:
                 end(f"line {number}: {error}", 1)
-            say(json_line({"ok": True, "token": token}) if in_json else token)
 
 
 def _ring(config: str | None, virtual_host: str | None, key_file: str | None) -> Keyring:

@@ -87,6 +87,7 @@ def check(kind: Any) -> None:
             raise TypeError("pydantic decodes it, and knows nothing of msgspec.Meta; write pydantic.Field")
         decode_json(kind)
         return
+    decode_json(kind)
     known = _known(msgspec.inspect.type_info(kind), set())
     if any(isinstance(each, msgspec.inspect.CustomType) and not hasattr(each.cls, OWN) for each in known):
         raise TypeError("use a dataclass, attrs class, TypedDict, NamedTuple, Struct, pydantic model or builtin type")
@@ -113,7 +114,7 @@ def _inside(kind: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(kind))
     yield kind
-    if hasattr(kind, OWN):  # what is inside is the hook's affair
+    if hasattr(typing.get_origin(kind) or kind, OWN):  # what is inside is the hook's affair
         return
     parts = [*typing.get_args(kind), *getattr(kind, "__metadata__", ())]
     parts += [

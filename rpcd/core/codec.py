@@ -1,44 +1,20 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
 from rpcd.core.bodies import Decode, Hook, decode_json
+from rpcd.core.encoding import encode_json
 from rpcd.core.errors import BadMessage
 from rpcd.core.tables import ShortString
+
+__all__ = ["ANY", "JSON", "RAW", "TEXT", "Codec", "check_encoding", "decode_json", "decode_raw", "decode_text"]
+__all__ += ["Decode", "Hook", "encode_body", "encode_json"]
 
 JSON = "application/json"
 TEXT = "text/plain"
 RAW = "application/octet-stream"
 ANY = "*/*"
-
-_encoder = msgspec.json.Encoder()
-
-
-def encode_json(value: Any) -> bytes:
-    """Encode a value as JSON; raise TypeError or ValueError when JSON has no form for it."""
-    try:
-        encoded = _encoder.encode(value)
-    except RecursionError as error:
-        raise ValueError("the value is nested too deeply, or contains itself") from error
-    if b"null" in encoded:
-        _check_finite(msgspec.to_builtins(value))
-    return encoded
-
-
-def _check_finite(value: Any) -> None:
-    """Raise ValueError for NaN and infinity, which JSON has no form for: they would arrive as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"JSON has no form for {value}")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            _check_finite(item)
 
 
 def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:
@@ -63,6 +39,24 @@ def decode_raw(payload: bytes) -> bytes:
     return payload
 
 
+def _decoders(kind: Any, hook: Hook | None) -> tuple[Decode, Decode, Decode]:
+    """Build the decoders of JSON, of text and of all other content for a type: what they return is of it."""
+    if kind is bytes:
+        return decode_raw, decode_raw, decode_raw
+    json = decode_json(kind, hook)
+    if kind is Any:
+        return json, decode_text, decode_raw
+
+    def text(payload: bytes) -> Any:
+        return json(encode_json(decode_text(payload)))
+
+    return json, text, _refuse_bytes
+
+
+def _refuse_bytes(_payload: bytes) -> Any:
+    raise BadMessage("content_type", "bytes can't be what the handler's annotation asks for")
+
+
 class Codec:
     """What one consumer accepts, and how each content type is decoded; built once at start.
 
@@ -77,16 +71,14 @@ class Codec:
         """
         self.accept = tuple(accept)
         self._decoders: dict[ShortString | None, Decode] = {}
-        self._json = json = decode_raw if kind is bytes else decode_json(kind, hook)
+        self._json, text, raw = _decoders(kind, hook)
         for accepted in self.accept:
             if accepted == ANY:
-                self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}
-            elif kind is bytes:
-                self._decoders[accepted] = decode_raw
+                self._decoders |= {ANY: raw, JSON: self._json, TEXT: text}
             elif accepted == JSON or accepted.endswith("+json"):
-                self._decoders[accepted] = json
+                self._decoders[accepted] = self._json
             else:
-                self._decoders[accepted] = decode_text if accepted.startswith("text/") else decode_raw
+                self._decoders[accepted] = text if accepted.startswith("text/") else raw
         self._decoders[None] = self._decoders[self.accept[0]]
 
     def decoder(self, content_type: ShortString | None, content_encoding: ShortString | None) -> Decode:

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from rpcd.core import bodies
+from rpcd.core.locks import own_lock
 from rpcd.core.message import Message
 
 Handler: TypeAlias = Callable[[Message[Any]], Any]
@@ -49,6 +50,8 @@ class Target:
     """The type that the handler's annotation wants the body to be; `Any` without one."""
     is_async: bool = False
     """Whether it returns what is to be awaited, on a loop."""
+    lock: str | None = None
+    """The lock that it names itself, for when the config names none."""
 
     def make(self, config: Mapping[str, Any], layers: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
         """Make the handler of one worker and return it folded into its layers, with the bare object.
@@ -71,7 +74,7 @@ def target(path: str, value: Any) -> Target:
     if not inspect.isclass(value):
         called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
-        return Target(path, value, False, False, None, body_type(called), _is_async(called))
+        return Target(path, value, False, False, None, body_type(called), _is_async(called), _lock(path, value))
     if inspect.isabstract(value) or getattr(value, "_is_protocol", False):
         raise HandlerError(f"{path} is an abstract class, of which no instance can be made")
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
@@ -80,7 +83,14 @@ def target(path: str, value: Any) -> Target:
     _check_call(path, called, 1)
     is_async = _is_async(called)
     shutdown = _shutdown(path, value, is_async)
-    return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async)
+    return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async, _lock(path, value))
+
+
+def _lock(path: str, value: Any) -> str | None:
+    try:
+        return own_lock(value)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{path}.lock: {error}") from None
 
 
 def all_async(targets: Iterable[Target]) -> bool:
