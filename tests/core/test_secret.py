@@ -14,8 +14,8 @@ import pytest
 
 import rpcd
 from rpcd.core.codec import encode_json
-from rpcd.core.message import Message
 from rpcd.core.locks import lane_key
+from rpcd.core.message import Message
 from rpcd.core.secret import holds_secret
 
 T = TypeVar("T")
