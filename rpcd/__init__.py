@@ -6,6 +6,13 @@ than this package.
 
 from rpcd.core.errors import (
     BadMessage,
+    BadReply,
+    BadValue,
+    CallError,
+    CallFailed,
+    CallInterrupted,
+    CallTimeout,
+    DeadlinePassed,
     Drop,
     HaltConsumer,
     Nack,
@@ -20,11 +27,19 @@ from rpcd.core.errors import (
 )
 from rpcd.core.message import Message, Reply
 from rpcd.core.registration import message_handler
+from rpcd.core.secret import Secret
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BadMessage",
+    "BadReply",
+    "BadValue",
+    "CallError",
+    "CallFailed",
+    "CallInterrupted",
+    "CallTimeout",
+    "DeadlinePassed",
     "Drop",
     "HaltConsumer",
     "Message",
@@ -37,6 +52,7 @@ __all__ = [
     "RequestFailed",
     "Retry",
     "RpcdError",
+    "Secret",
     "Unroutable",
     "__version__",
     "message_handler",

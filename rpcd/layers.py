@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from rpcd import features
+import rpcd.features
 from rpcd.core import lint
 from rpcd.core.errors import Problem
 from rpcd.core.handler import HandlerError, Layer, Target
@@ -28,7 +28,7 @@ Handlers = Target | Mapping[str, Target]
 
 def known() -> list[str]:
     """Return the names of rpcd's own layers."""
-    return sorted(each.name for each in pkgutil.iter_modules(features.__path__))
+    return sorted(each.name for each in pkgutil.iter_modules(rpcd.features.__path__))
 
 
 def prepare(settings: Settings, place: Path) -> None:
