@@ -7,6 +7,7 @@ than this package.
 from rpcd.core.errors import (
     BadMessage,
     BadReply,
+    BadValue,
     CallError,
     CallFailed,
     CallInterrupted,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadMessage",
     "BadReply",
+    "BadValue",
     "CallError",
     "CallFailed",
     "CallInterrupted",

@@ -88,7 +88,7 @@ def plan(settings: Settings, name: str, handlers: Handlers) -> Plan:
     built = build(settings, name, handlers, time.time)
     return Plan(
         name,
-        section,
+        built.section,
         queue,
         queue or section.queue,
         plan_consumer(settings, name),

@@ -11,10 +11,11 @@ import attrs
 from rpcd.core import lint
 from rpcd.core.codec import Codec
 from rpcd.core.handler import Target
+from rpcd.core.locks import lane_keys, locks, told
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
-from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
-from rpcd.core.settings import Settings
+from rpcd.core.routes import Choose, Route, Stray, by_exchange
+from rpcd.core.settings import Consumer, Settings
 from rpcd.core.topology import ephemeral
 
 Handlers: TypeAlias = Target | Mapping[str, Target]
@@ -34,6 +35,8 @@ class Built:
     """The exchange that each route is for; none for a consumer with a single handler."""
     choose: Choose | None
     """Finds the route of a message; None for a consumer with a single handler."""
+    section: Consumer
+    """Its settings, with the locks that its handlers have, whoever named them."""
 
 
 def build(settings: Settings, name: str, handlers: Handlers, clock: Callable[[], float]) -> Built:
@@ -44,6 +47,8 @@ def build(settings: Settings, name: str, handlers: Handlers, clock: Callable[[],
     longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
     by_name = {} if isinstance(handlers, Target) else {settings.exchange_name(key): each for key, each in handlers.items()}
     targets = [handlers] if isinstance(handlers, Target) else list(by_name.values())
+    found = locks(section.lock, [each.lock for each in targets])
+    keys = lane_keys(found)
     first = Route(
         consumer=name,
         queue=settings.queue_name(section.queue),
@@ -53,16 +58,17 @@ def build(settings: Settings, name: str, handlers: Handlers, clock: Callable[[],
         clock=clock,
         max_body=section.max_body,
         config=section.config,
-        key=lane_key(section.lock) if section.lock is not None else None,
+        key=keys[0],
     )
     routes = (
         first,
         *(
-            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number)
+            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number, key=keys[number])
             for number, each in enumerate(targets[1:], start=1)
         ),
     )
-    return Built(routes, tuple(by_name), _choice(dict(zip(by_name, routes, strict=True))) if by_name else None)
+    choose = _choice(dict(zip(by_name, routes, strict=True))) if by_name else None
+    return Built(routes, tuple(by_name), choose, attrs.evolve(section, lock=told(found)))
 
 
 def _choice(routes: Mapping[str, Route]) -> Choose:

@@ -47,8 +47,8 @@ class Reply:
 
     __slots__ = ("data", "message")
 
-    def __init__(self, data: Mapping[str, Any] | None = None, message: str | None = None) -> None:
-        """Take the object for `data` (None is `{}`) and the text for `message`."""
+    def __init__(self, data: Any = None, message: str | None = None) -> None:
+        """Take the object for `data` (None is `{}`), by whatever type it has, and the text for `message`."""
         self.data = data
         self.message = message
 

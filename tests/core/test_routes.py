@@ -12,11 +12,12 @@ from rpcd.core.codec import Codec
 from rpcd.core.copies import retry_copy
 from rpcd.core.errors import BadMessage, Expired, ReplyRefused
 from rpcd.core.handler import target
+from rpcd.core.locks import lane_key
 from rpcd.core.message import Message
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
-from rpcd.core.routes import Route, Stray, by_exchange, lane_key, origin
+from rpcd.core.routes import Route, Stray, by_exchange, origin
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Verdict
 from rpcd.core.wire import Properties, read_properties
