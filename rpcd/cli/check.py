@@ -160,9 +160,8 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
             end(text, code)
         _wrong([Problem("broker", text)], code, as_json)
 
-    findings = talk(
-        Where(address(settings.broker, heartbeat(os.environ)), source_of(Asked(config, None, None))), work, failed
-    )
+    where = Where(address(settings.broker, heartbeat(os.environ)), source_of(Asked(config, None, None)))
+    findings = talk(where, work, failed)
     for name in left:
         tell(f"left behind, because it is in use by now: {name}")
     return versions[0], findings
