@@ -6,6 +6,13 @@ than this package.
 
 from rpcd.core.errors import (
     BadMessage,
+    BadReply,
+    BadValue,
+    CallError,
+    CallFailed,
+    CallInterrupted,
+    CallTimeout,
+    DeadlinePassed,
     Drop,
     HaltConsumer,
     Nack,
@@ -25,6 +32,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadMessage",
+    "BadReply",
+    "BadValue",
+    "CallError",
+    "CallFailed",
+    "CallInterrupted",
+    "CallTimeout",
+    "DeadlinePassed",
     "Drop",
     "HaltConsumer",
     "Message",

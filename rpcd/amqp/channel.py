@@ -94,7 +94,9 @@ class Channel:
             return fail(self._translate(error))
         return answer
 
-    def consume(self, queue: str, tag: str, on_delivery: OnDelivery, exclusive: bool, arguments: Any) -> Deferred[Any]:
+    def consume(
+        self, queue: str, tag: str, on_delivery: OnDelivery, exclusive: bool, arguments: Any, *, auto_ack: bool = False
+    ) -> Deferred[Any]:
         """Start a consumer; deliveries may come before this fires, and the broker's cancel counts as the channel's end."""
         self._reader.deliver_to(self.number, on_delivery)
         self._inner.add_on_cancel_callback(
@@ -105,6 +107,7 @@ class Channel:
             queue=queue,
             on_message_callback=_never,
             exclusive=exclusive,
+            auto_ack=auto_ack,
             consumer_tag=tag,
             arguments=dict(arguments),
         )

@@ -21,7 +21,7 @@ from rpcd.amqp.ends import tell_end
 from rpcd.amqp.hindrance import Hindrance
 from rpcd.amqp.intake import Intake
 from rpcd.amqp.outcomes import OutcomePublisher
-from rpcd.amqp.outlet import LoopOutlet, ThreadOutlet
+from rpcd.amqp.outlet import Limits, LoopOutlet, ThreadOutlet
 from rpcd.amqp.plan import Overseer, Plan
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.publisher import Publisher
@@ -79,7 +79,7 @@ class Consumer:
         self._reactor = broker.reactor
         self._publisher = publisher
         self._overseer = overseer
-        self._source = Source(self.name, plan.queue, self._outlet, new_id)
+        self._source = Source(self.name, plan.queue, self._outlet, new_id, time.time)
         self._serving = False
         self._watch = repeating(self._look_for_overdue, broker.reactor)
         self._look_seconds = min(1.0, plan.section.time_limit / 4)
@@ -156,7 +156,7 @@ class Consumer:
         queue = await carry_out(protocol, self.plan.declarations) or self.plan.queue
         await unless(ended, self._publisher.ready.wait())
         await unless(ended, self.workers.ready.wait())
-        self._source = Source(self.name, queue, self._outlet, new_id)
+        self._source = Source(self.name, queue, self._outlet, new_id, time.time)
         self.plan.policy.replies.never_to(queue)
         self._serving = False
         await self.intake.serve(lambda: self._open(protocol), queue, self._on_delivery, self._on_serving)
@@ -275,7 +275,7 @@ class Consumer:
         """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""
         left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
         self.draining = True
-        self.workers.hold()
+        self.workers.abandon()
         self.brake.stop()
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()
@@ -286,12 +286,12 @@ def _crew(
     plan: Plan, pool: Any, reactor: Any, publisher: Publisher, finished: Finished
 ) -> tuple[Workers | Tasks, ThreadOutlet]:
     """Make what runs the handlers of a consumer, threads or tasks, and what they publish by."""
-    count = plan.section.workers
+    count, limits = plan.section.workers, Limits(plan.publish_timeout, plan.section.time_limit)
     if all_async(route.target for route in plan.routes):
         tasks = Tasks(plan.routes, count, pool, reactor, finished)
-        return tasks, LoopOutlet(reactor, publisher, tasks, plan.publish_timeout)
+        return tasks, LoopOutlet(reactor, publisher, tasks, limits)
     workers = Workers(plan.routes, count, pool, reactor, finished)
-    return workers, ThreadOutlet(reactor, publisher, workers, plan.publish_timeout)
+    return workers, ThreadOutlet(reactor, publisher, workers, limits)
 
 
 def new_id() -> str:

@@ -76,6 +76,17 @@ class Crew(abc.ABC):
             self._passes = 0 if self.halted else 1
         self._wake()
 
+    @property
+    @abc.abstractmethod
+    def running(self) -> list[Job]:
+        """The jobs that are in hand, but for those that have their outcome already."""
+
+    def abandon(self) -> None:
+        """Start no further job, and tell what runs that nobody waits for its end any more."""
+        self.hold()
+        for job in self.running:
+            job.message.cancel()
+
     @abc.abstractmethod
     def _wake(self) -> None:
         """Have somebody look for jobs."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from rpcd.amqp.port import AmqpProtocol, make_protocol
 from rpcd.amqp.tls import client_options, explain
@@ -73,10 +74,11 @@ class Dial:
         broker, limit = self._broker, self._broker.address.connect_timeout
         endpoint: Any = HostnameEndpoint(broker.reactor, host, port, timeout=limit)
         tls: Any = client_options(broker.address.tls, host) if broker.address.tls is not None else None
-        if tls is not None:
-            endpoint = wrapClientTLS(tls, endpoint)
         protocol = make_protocol(broker.address, self._title, broker.version, broker.reactor)
-        self._connecting = endpoint.connect(Factory.forProtocol(lambda: protocol))
+        factory: Any = Factory.forProtocol(lambda: protocol)
+        if tls is not None:  # not by wrapClientTLS: in older Twisteds that goes by the clock of the global reactor
+            factory = TLSMemoryBIOFactory(tls, True, factory, clock=broker.reactor)
+        self._connecting = endpoint.connect(factory)
         try:
             await bounded(self._connecting, limit, broker.reactor, "looking up its name and connecting")
         finally:

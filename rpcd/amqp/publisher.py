@@ -1,4 +1,4 @@
-"""The publishing connection: what must be confirmed goes through here, on two channels.
+"""The publishing connection: what must be confirmed goes through here, on two channels, and calls to other services.
 
 One channel carries copies (retry, archive), the other what handlers publish and replies that are to be confirmed, so that a
 user's mistake, which closes a channel, never stops a copy. Each channel is replaced by itself; only silence and the loss of
@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from rpcd.amqp.asking import Asking
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.declare import carry_out, probe_default_exchange
 from rpcd.amqp.dial import Broker
@@ -48,6 +49,7 @@ class Publisher:
         """Prepare the publishing connection; `plan` is what nobody else declares."""
         self.copies = Outbox(broker.reactor, confirm_timeout, publish_timeout)
         self.publications = Outbox(broker.reactor, confirm_timeout, publish_timeout)
+        self.calls = Asking(broker.reactor, lambda: self.why)
         self.ready = Once()
         self.connections = 0
         """How often it could publish anew; reconnects are those after the first."""
@@ -78,6 +80,7 @@ class Publisher:
         """Close the connection; publications that are still on their way are not waited for."""
         if self._sweeping.running:
             self._sweeping.stop()
+        self.calls.close("rpcd is stopping")
         return self.connection.stop()
 
     def copy(self, outgoing: Outgoing) -> Deferred[None]:
@@ -102,6 +105,7 @@ class Publisher:
         await self._open(protocol, self.publications, ended)
         self.connection.serving()
         self.connections += 1
+        self.calls.attach(protocol)
         await self._declare(protocol, ended)
         self.ready.fire()
         await ended.wait()
@@ -155,5 +159,5 @@ class Publisher:
         self._block(reason is not None)
 
     def _block(self, blocked: bool) -> None:
-        for outbox in (self.copies, self.publications):
-            outbox.block(blocked)
+        for each in (self.copies, self.publications, self.calls):
+            each.block(blocked)

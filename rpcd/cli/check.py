@@ -65,18 +65,20 @@ def check(config: str | None, virtual_host: str | None, broker: bool, as_json: b
         _wrong([Problem("--broker", what, f"pick one with --virtual-host: {known}")], ExitCode.CONFIG, as_json)
     version, findings = _rehearse(config, *assembled[virtual_host], as_json) if broker else ((), None)
     told = [assembled[virtual_host]] if broker else assembled.values()
-    advice = list(dict.fromkeys(each for settings, _ in told for each in [*advise(settings, version), *_other(settings)]))
-    plans = {way: plans for way, (_, plans) in assembled.items()}
+    advice = list(
+        dict.fromkeys(each for settings, plans in told for each in [*advise(settings, version), *_other(settings, plans)])
+    )
+    by_way = {way: plans for way, (_, plans) in assembled.items()}
     if as_json:
-        _print_json(plans, findings, advice)
+        _print_json(by_way, findings, advice)
     else:
-        _print(config, plans, findings or [], advice)
+        _print(config, by_way, findings or [], advice)
     sys.exit(_code(findings or [], advice))
 
 
-def _other(settings: Settings) -> list[Advice]:
+def _other(settings: Settings, plans: list[Plan]) -> list[Advice]:
     said = [Problem("service.http", said) for said in health.warnings(settings.service.http)]
-    return list(map(Advice, [*cautions(settings), *said]))
+    return list(map(Advice, [*cautions({plan.name: plan.section for plan in plans}), *said]))
 
 
 def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[Settings, list[Plan]]]:

@@ -63,7 +63,9 @@ class Consumer:
         "How many messages the broker sends ahead; twice the workers (more with a lock).", None
     )
     lock: str | None = setting(
-        "What only one message at a time may have in common: body.NAME, headers.NAME, routing_key, or * for all.", None
+        "What only one message at a time may have in common: body.NAME, headers.NAME, routing_key, or * for all; "
+        "empty for nothing. What the handler says by its attribute `lock` if not set.",
+        None,
     )
     time_limit: Seconds = setting("How long a handler may run.", Seconds(600.0))
     on_error: Literal["auto", "reply", "retry", "archive", "requeue", "drop", "halt"] = setting(
@@ -99,6 +101,6 @@ class Consumer:
         """The prefetch that is asked for: as set, or a default that fits workers and lock."""
         if self.prefetch is not None:
             return self.prefetch
-        if self.lock is None:
+        if not self.lock:
             return 2 * self.workers
         return 2 if self.lock == "*" else max(8 * self.workers, 64)

@@ -18,6 +18,7 @@ from rpcd.core.message import EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outgoing import PERSISTENT, Outgoing
 from rpcd.core.retry import COUNT_HEADER, DEADLINE_HEADER, NACK_HEADER, counted
 from rpcd.core.tables import Headers, ShortString, header, join_headers, split_headers
+from rpcd.core.verdict import Outcome, Verdict
 from rpcd.core.wire import Properties, write_properties
 
 COPY_HEADER = "x-rpcd-copy"
@@ -106,6 +107,16 @@ def archive_copy(
         "x-rpcd-time": _written(now),
     }
     return _copy(message.properties, message.payload, "", archive, own, token)
+
+
+def copy_of(outcome: Outcome, message: Message[Any], title: str, who: Circumstances, now: float, token: str) -> Outgoing:
+    """Make the copy that an outcome asks for: for a retry step, or else for the archive.
+
+    `title` is what retry and archive queues are named after; `now` is in seconds since the epoch.
+    """
+    if outcome.verdict is Verdict.RETRY:
+        return retry_copy(message, title, outcome.step, outcome.count, outcome.nacks, token)
+    return archive_copy(message, archive_queue(title), who, outcome.reason, outcome.error, now, token)
 
 
 def replay_copy(

@@ -6,14 +6,13 @@ from typing import Any, Generic, Protocol, TypeVar
 import attrs
 
 from rpcd.core.done import done
+from rpcd.core.errors import PASSED, DeadlinePassed
 from rpcd.core.outgoing import Outgoing, outgoing
+from rpcd.core.question import Question, question
 from rpcd.core.tables import Headers, ShortString, table
 from rpcd.core.wire import Properties
 
 BodyT = TypeVar("BodyT")
-
-DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-"""RabbitMQ's pseudo-queue; see rabbitmq.com/docs/direct-reply-to."""
 
 EXCHANGE_HEADER = "x-rpcd-exchange"
 ROUTING_KEY_HEADER = "x-rpcd-routing-key"
@@ -26,6 +25,9 @@ class Outlet(Protocol):
     def publish_now(self, outgoing: Outgoing) -> Any:
         """Publish and return when the broker has confirmed; called on a loop, return at once what is to be awaited."""
 
+    def call(self, question: Question, left: float | None) -> Any:
+        """Ask and return what the reply says; on a loop, return a coroutine. `left` is the seconds to the deadline."""
+
 
 @attrs.frozen
 class Source:
@@ -36,6 +38,8 @@ class Source:
     outlet: Outlet | None = None
     new_id: Callable[[], str] | None = None
     """Makes the ids of what handlers publish; None leaves them out."""
+    clock: Callable[[], float] | None = None
+    """Seconds since the epoch, by which deadlines are kept; without one it is always the moment of arrival."""
 
 
 class Reply:
@@ -43,8 +47,8 @@ class Reply:
 
     __slots__ = ("data", "message")
 
-    def __init__(self, data: Mapping[str, Any] | None = None, message: str | None = None) -> None:
-        """Take the object for `data` (None is `{}`) and the text for `message`."""
+    def __init__(self, data: Any = None, message: str | None = None) -> None:
+        """Take the object for `data` (None is `{}`), by whatever type it has, and the text for `message`."""
         self.data = data
         self.message = message
 
@@ -69,6 +73,7 @@ class Message(Generic[BodyT]):
     """
 
     __slots__ = (
+        "_cancelled",
         "_payload",
         "_properties",
         "attempt",
@@ -97,8 +102,9 @@ class Message(Generic[BodyT]):
         redelivered: bool = False,
         attempt: int = 1,
         received: float = 0.0,
+        deadline: float | None = None,
     ) -> None:
-        """Make a message by hand; `received` is in seconds since the epoch."""
+        """Make a message by hand; `received` and `deadline` are in seconds since the epoch."""
         self.body = body
         self._payload = payload
         self._properties = properties if properties is not None else Properties()
@@ -112,8 +118,10 @@ class Message(Generic[BodyT]):
         self.attempt = attempt
         self.received = received
         self.nacks = 0
-        self.deadline: float | None = None
+        self.deadline = deadline
+        """When the sender stops waiting, in seconds since the epoch; None if it set no limit."""
         self.published: list[Outgoing] = []
+        self._cancelled = False
 
     @property
     def payload(self) -> bytes:
@@ -161,6 +169,28 @@ class Message(Generic[BodyT]):
         """The media type that the sender gave."""
         return self.properties.content_type
 
+    @property
+    def remaining(self) -> float | None:
+        """How many seconds are left until the deadline, 0.0 if it has passed; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._now())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether to give up: nobody waits for the result any more, or what comes from now on counts for nothing.
+
+        True once the deadline has passed, the time limit has passed, or the process stops and waits no longer; never false
+        again. Reading it costs next to nothing, in any thread and on a loop: look between two steps of long work. A thread
+        can't be interrupted, so it is only told so; an async handler is cancelled as well.
+        """
+        return self._cancelled or (self.deadline is not None and self._now() >= self.deadline)
+
+    def cancel(self) -> None:
+        """Let `cancelled` be true from now on. rpcd does it; so may the test of a handler. Any thread."""
+        self._cancelled = True
+
+    def _now(self) -> float:
+        return self.received if self.source.clock is None else self.source.clock()
+
     def publish(self, exchange: str, routing_key: str, body: Any = None, **options: Any) -> None:
         """Publish a message when, and only when, this handler succeeds; it is confirmed before the message is acked.
 
@@ -175,16 +205,49 @@ class Message(Generic[BodyT]):
         """Publish a message and return when the broker has confirmed it; it stays published if the handler fails.
 
         Takes what `publish` takes. Blocks the worker thread for `publish_timeout` seconds at most. Raises PublishRefused
-        (no such exchange, no permission, too big), Unroutable (only if `mandatory`) or PublishTimeout.
+        (no such exchange, no permission, too big), Unroutable (only if `mandatory`), PublishTimeout, or DeadlinePassed:
+        nothing more is begun once the sender of this message has stopped waiting.
 
         In an async handler it blocks nothing: write `await message.publish_now(...)`, which waits and raises. What is never
         awaited is waited for when the handler has returned, and fails it as an exception would.
         """
+        if self.deadline is not None and self._now() >= self.deadline:
+            raise DeadlinePassed(PASSED)
         message = self._outgoing(exchange, routing_key, body, options)
         if self.source.outlet is not None:
             return self.source.outlet.publish_now(message)
         self.published.append(message)
         return done()
+
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Ask another service and return the `data` of its reply; in an async handler, `await message.call(...)`.
+
+        `timeout` is in seconds, 30 by default; this message's deadline and its handler's time limit shorten it. The request
+        carries what is left, so that the other side's own calls end in time, too. `reply_type` is what `data` is to be: any
+        type that a body may have; without one, what the JSON says. `plain=True` takes replies without an envelope.
+        Options are those of `publish` without `correlation_id`, `reply_to`, `expiration`, `mandatory`.
+
+        Raises CallFailed (the service says so; it has its message and data), Unroutable and PublishRefused (at once),
+        CallTimeout, BadReply, CallInterrupted (the connection ended before the reply came), DeadlinePassed, TimeLimitPassed.
+        Nothing is asked twice by itself: whether it may be is known to you alone.
+        """
+        asked = question(exchange, routing_key, body, timeout=timeout, reply_type=reply_type, plain=plain, **options)
+        left = self.remaining
+        if left is not None and left <= 0:
+            raise DeadlinePassed(PASSED)
+        if self.source.outlet is None:
+            raise RuntimeError("this message was made by hand: nobody answers its calls but the harness of rpcd.testing")
+        return self.source.outlet.call(asked, left)
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
         if self.source.new_id is not None:
@@ -218,4 +281,5 @@ def delivered(
     message.nacks = 0
     message.deadline = None
     message.published = []
+    message._cancelled = False  # noqa: SLF001  # its second constructor
     return message

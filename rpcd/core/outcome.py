@@ -17,7 +17,7 @@ from rpcd.core.message import Message
 from rpcd.core.outgoing import Outgoing
 from rpcd.core.policy import Policy
 from rpcd.core.reply import UNEXPECTED
-from rpcd.core.verdict import ACKED, Halt, Outcome, Verdict, trace
+from rpcd.core.verdict import ACKED, LATE, Halt, Outcome, Verdict, trace
 
 REQUEUE_PAUSE = 1000
 """Milliseconds that a failed message is held before `on_error = "requeue"` gives it back, so that nothing spins."""
@@ -143,16 +143,28 @@ def _halt(case: Case) -> Outcome:
 
 
 def _bad_message(case: Case) -> Outcome:
-    reply = case.failure(f"Bad message: {case.error}", {"place": case.error.place, "reason": case.error.reason})
-    return Outcome(Verdict.ARCHIVE, f"bad message: {case.error}", reply=reply)
+    error = case.error
+    data = {"place": error.place, "reason": error.reason}
+    if error.faults:
+        data["faults"] = [{"place": place, "reason": reason} for place, reason in error.faults]
+        if error.more:
+            data["more"] = error.more
+    reply = case.failure(f"Bad message: {error}", data)
+    return Outcome(Verdict.ARCHIVE, f"bad message: {error}", reply=reply)
 
 
 def _reply_refused(case: Case) -> Outcome:
     return Outcome(Verdict.ARCHIVE, str(case.error))
 
 
-def _deadline_passed(_case: Case) -> Outcome:
+def _expired(_case: Case) -> Outcome:
     return Outcome(Verdict.ACK, "deadline passed before it started", level=logging.INFO)
+
+
+def _deadline_passed(case: Case) -> Outcome:
+    if case.message.deadline is None or case.now < case.message.deadline:
+        return _by_policy(case)  # some other deadline: the sender of this message still waits
+    return Outcome(Verdict.ACK, LATE, reply=case.failure("The deadline has passed"), level=logging.INFO)
 
 
 def _time_limit(case: Case) -> Outcome:
@@ -253,7 +265,8 @@ TABLE: tuple[Rule, ...] = (
         _bad_message,
     ),
     Rule("`reply_to` is not allowed", "archive, not run", "none", errors.ReplyRefused, _reply_refused),
-    Rule("deadline passed before it started", "ack, not run, counted", "none", errors.DeadlinePassed, _deadline_passed),
+    Rule("deadline passed before it started", "ack, not run, counted", "none", errors.Expired, _expired),
+    Rule("deadline passed, and it gave up", "ack, counted", "`success` false", errors.DeadlinePassed, _deadline_passed),
     Rule(
         "time limit passed",
         "archive; the thread is written off and replaced",

@@ -11,6 +11,9 @@ from rpcd.core.wire import Properties, write_properties
 MAX_PROPERTIES = 131_072 - 8 - 12
 """Bytes that the properties of a message may have: one frame of RabbitMQ's, less its envelope and the content header."""
 
+DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+"""RabbitMQ's pseudo-queue; see rabbitmq.com/docs/direct-reply-to."""
+
 PERSISTENT = 2
 """The delivery mode of what must survive a broker's restart."""
 
@@ -57,6 +60,7 @@ def outgoing(
     expiration: float | None = None,
     priority: int | None = None,
     persistent: bool = True,
+    timestamp: int | None = None,
 ) -> Outgoing:
     """Encode a message to be published; raise TypeError or ValueError for what AMQP or JSON can't hold."""
     payload, kind = encode_body(body, content_type)
@@ -69,6 +73,7 @@ def outgoing(
         reply_to=reply_to,
         expiration=None if expiration is None else _milliseconds(expiration),
         message_id=message_id,
+        timestamp=timestamp,
         type=type,
     )
     short(exchange, "the exchange")

@@ -1,7 +1,5 @@
 """Which handler answers which messages, with which policy; what can be decided is decided when a route is built."""
 
-import copy
-import operator
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,8 +7,9 @@ from typing import Any
 import attrs
 
 from rpcd.core.codec import Codec
-from rpcd.core.errors import BadMessage, DeadlinePassed
+from rpcd.core.errors import BadMessage, Expired
 from rpcd.core.handler import Handler, Layer, Target, check_finished
+from rpcd.core.locks import Key
 from rpcd.core.message import ENDED, EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import judge, success
 from rpcd.core.policy import Policy
@@ -18,14 +17,7 @@ from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
 from rpcd.core.tables import Headers, fits
 from rpcd.core.verdict import Outcome
 
-ALONE = "*"
-"""The lock that serialises a whole consumer."""
-
 MAX_NACKS = 1_000_000
-
-Key = Callable[[Message[Any]], Any]
-
-_PLAIN = (str, int, float, bytes, type(None))
 
 
 @attrs.define
@@ -52,7 +44,7 @@ class Route:
         return self.target.make(self.config, self.layers)
 
     def open(self, message: Message[Any]) -> None:
-        """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or DeadlinePassed."""
+        """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or Expired."""
         properties = message.properties
         headers = properties.headers
         if properties.reply_to is not None and self.policy.replies.wanted(message):
@@ -66,9 +58,9 @@ class Route:
         message.body = self.codec.decoder(properties.content_type, properties.content_encoding)(payload)
 
     def check_deadline(self, message: Message[Any]) -> None:
-        """Raise DeadlinePassed if the sender has stopped waiting."""
+        """Raise Expired if the sender has stopped waiting: nothing is begun for it any more."""
         if message.deadline is not None and self.clock() >= message.deadline:
-            raise DeadlinePassed
+            raise Expired
 
     def _read_headers(self, message: Message[Any]) -> None:
         """Take attempt, deadline and, on a copy that came back, the original exchange and key from the headers."""
@@ -138,39 +130,3 @@ def origin(message: Message[Any], queue: str) -> tuple[str, str]:
     if isinstance(exchange, str) and isinstance(key, str | bytes) and fits(exchange) and fits(key):
         return exchange, typing.cast("str", key)
     return message.exchange, message.routing_key
-
-
-def lane_key(path: str) -> Key:
-    """Build the function that reads a lane's key from an opened message.
-
-    A path is `routing_key`, `headers.NAME`, `body.NAME[.NAME...]` or `*`. A message that lacks it is a bad message: run
-    without its lock it could meet another of the same key. Raises ValueError for any other path.
-    """
-    if path == ALONE:
-        return lambda _message: ALONE
-    if path == "routing_key":
-        return operator.attrgetter("routing_key")
-    root, *names = path.split(".")
-    if root not in ("body", "headers") or not names or not all(names):
-        raise ValueError("expected `routing_key`, `headers.NAME`, `body.NAME` or `*`")
-
-    def key(message: Message[Any]) -> Any:
-        value: Any = message.body if root == "body" else message.headers
-        for name in names:
-            value = _member(value, name, path)
-        try:
-            hash(value)
-        except TypeError:
-            raise BadMessage(path, f"{type(value).__name__} can't be a lock's key") from None
-        return value if isinstance(value, _PLAIN) else copy.deepcopy(value)  # the handler may change what it was sent
-
-    return key
-
-
-def _member(value: Any, name: str, path: str) -> Any:
-    if isinstance(value, Mapping):
-        if name in value:
-            return value[name]
-    elif hasattr(value, name):
-        return getattr(value, name)
-    raise BadMessage(path, "missing; the lock of this consumer needs it")

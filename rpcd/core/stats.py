@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from rpcd.core.verdict import Outcome
+from rpcd.core.errors import CallInterrupted, CallTimeout, PublishRefused, Unroutable
+from rpcd.core.verdict import LATE, Outcome
 
 
 def counter(sentence: str, family: str = "", **label: str) -> Any:
@@ -49,6 +50,7 @@ class Stats:
     rejected: int = counter(HANDLED, "messages_handled", outcome="reject")
     bad: int = counter("Messages that could not be opened (no JSON, a wrong shape, undecodable headers).", "messages_bad")
     expired: int = counter("Messages that were not run because their deadline had passed.", "messages_expired")
+    late: int = counter("Messages whose handler gave up because their deadline passed while it ran.", "messages_late")
     overdue: int = counter("Handlers that overran their time limit and were written off.", "handlers_overdue")
     joined: int = counter(
         "Redelivered messages that did not run again: they took the outcome of their first run, finished or not.",
@@ -77,8 +79,10 @@ class Stats:
         """Count one settled outcome by its verdict."""
         name = _NAMES[outcome.verdict.value]
         setattr(self, name, getattr(self, name) + 1)
-        if outcome.error == "DeadlinePassed":
+        if outcome.error == "Expired":
             self.expired += 1
+        elif outcome.reason == LATE:
+            self.late += 1
         elif outcome.error == "BadMessage":
             self.bad += 1
 
@@ -110,6 +114,38 @@ class OutboxStats:
         "publisher_channel_errors",
     )
 
+
+CALLED = "Calls that handlers made to other services, by how they ended."
+
+
+@attrs.define(eq=False)
+class CallStats:
+    """What became of the calls on one connection; reactor only."""
+
+    made: int = counter("Calls that handlers began to make to other services.", "calls_made")
+    answered: int = counter(CALLED, "calls", outcome="answered")
+    timed_out: int = counter(CALLED, "calls", outcome="timeout")
+    unroutable: int = counter(CALLED, "calls", outcome="unroutable")
+    refused: int = counter(CALLED, "calls", outcome="refused")
+    interrupted: int = counter(CALLED, "calls", outcome="interrupted")
+    cancelled: int = counter(CALLED, "calls", outcome="cancelled")
+    replies_unclaimed: int = counter("Replies to calls that nobody waited for any more.")
+
+    def end(self, error: BaseException | None) -> None:
+        """Count one call that has ended, with a reply or an error."""
+        if error is None:
+            self.answered += 1
+            return
+        name = next((name for kind, name in _ENDS if isinstance(error, kind)), "cancelled")
+        setattr(self, name, getattr(self, name) + 1)
+
+
+_ENDS = (
+    (CallTimeout, "timed_out"),
+    (Unroutable, "unroutable"),
+    (PublishRefused, "refused"),
+    (CallInterrupted, "interrupted"),
+)
 
 # How long handlers take -----------------------------------------------------------------------------
 

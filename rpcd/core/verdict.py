@@ -84,6 +84,9 @@ class Outcome:
         return f"<Outcome {self.verdict.value}: {self.reason or 'returned'}>"
 
 
+LATE = "deadline passed while it ran"
+"""The reason of a message whose handler gave up because its sender had stopped waiting."""
+
 ACKED = Outcome(Verdict.ACK, level=logging.DEBUG)
 """The outcome of a handler that returned and has nothing to say: shared by all, never changed."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from rpcd.core.stats import BOUNDS, OutboxStats, Stats
+from rpcd.core.stats import BOUNDS, CallStats, OutboxStats, Stats
 from rpcd.ops.lag import Lag
 from rpcd.ops.log_queue import LOG_QUEUE
 
@@ -212,6 +212,9 @@ FAMILIES: tuple[Family, ...] = (
         "publications_waiting", "Publications that wait to be written.", lambda box: max(0, len(box) - box.unconfirmed)
     ),
     *_counted(OutboxStats, ("channel",), _outboxes),
+    # calls to other services
+    _one("calls_outstanding", GAUGE, "Calls that wait for their reply.", lambda watched: len(watched.publisher.calls)),
+    *_counted(CallStats, (), lambda watched: iter([((), watched.publisher.calls)])),
 )
 
 

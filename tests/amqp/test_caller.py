@@ -15,7 +15,7 @@ from rpcd.amqp.channel import Channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong
 from rpcd.core.errors import ChannelClosed, ConnectionLost, Unroutable
-from rpcd.core.message import DIRECT_REPLY_TO
+from rpcd.core.outgoing import DIRECT_REPLY_TO
 
 Results = Callable[[Deferred[Any]], list[Any]]
 

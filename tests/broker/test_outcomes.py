@@ -65,6 +65,11 @@ def do(message):
         if message.body.get("fail"):
             raise Boom
         return {"published": True}
+    if what == "give_up":
+        message.publish("", message.body["key"], {"held": "back"})
+        while not message.cancelled:
+            stuck.wait(message.remaining)
+        message.publish_now("", message.body["key"], {"too": "late"})
     if what == "unencodable":
         return {"value": object()}
     if what == "coroutine":
@@ -289,11 +294,18 @@ class TestReplyToIsNotAllowed:
         assert peer.left("target") == []
 
 
-class TestDeadlinePassed:
+class TestExpired:
     def test_is_acked_and_not_run(self, peer: Peer) -> None:
         peer.publish("auto", {"do": "permanent"}, headers={"x-deadline": int(time.time()) - 1})
         peer.call("auto", {"do": "return"})
         assert peer.left("auto.archive") == []
+
+
+class TestDeadlinePassed:
+    def test_is_acked_answered_and_publishes_nothing(self, peer: Peer) -> None:
+        answer = peer.call("auto", {"do": "give_up", "key": "target"}, expiration="500")
+        assert answer.json == {"success": False, "data": {}, "message": "The deadline has passed"}
+        assert (peer.left("target"), peer.left("auto.archive")) == ([], [])
 
 
 class TestTimeLimitPassed:
@@ -441,6 +453,7 @@ def test_every_row_has_tests() -> None:
         errors.PermanentFailure: TestPermanentFailure,
         errors.BadMessage: TestCannotBeOpened,
         errors.ReplyRefused: TestReplyToIsNotAllowed,
+        errors.Expired: TestExpired,
         errors.DeadlinePassed: TestDeadlinePassed,
         errors.TimeLimitPassed: TestTimeLimitPassed,
         errors.PublishError: TestPublishing,

@@ -144,7 +144,7 @@ def test_a_config_becomes_one_plan_a_consumer(assembled: Any) -> None:
     shop, live = plans
     assert (shop.name, shop.queue, shop.title, shop.publish_timeout) == ("shop", "company-orders", "company-orders", 7)
     assert (live.name, live.queue, live.title) == ("live", "", "live")
-    assert shop.section is settings.consumers["shop"]
+    assert shop.section == settings.consumers["shop"]
     assert shop.declarations == plan_consumer(settings, "shop")
     assert (shop.who.consumer, shop.who.handler) == ("shop", "shop_handlers.PlaceOrder")
     (route,) = shop.routes

@@ -7,6 +7,7 @@ import pytest
 from labels import label
 
 import rpcd
+from rpcd.core.errors import DeadlinePassed
 from rpcd.core.message import Message, Source, delivered
 from rpcd.core.outgoing import Outgoing, outgoing
 from rpcd.core.tables import Headers, table
@@ -278,3 +279,64 @@ def test_an_async_handler_is_tested_with_a_message_made_by_hand() -> None:
 
 def test_to_a_plain_handler_publish_now_returns_nothing() -> None:
     assert rpcd.Message({}).publish_now("e", "k") is None
+
+
+# The deadline -------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(deadline: float | None) -> tuple[Message[Any], Clock, Outlet]:
+    clock, outlet = Clock(), Outlet()
+    message = delivered(Source("c", "q", outlet, None, clock), b"", Properties(), "", "q", False, 100.0)
+    message.deadline = deadline
+    return message, clock, outlet
+
+
+def test_what_is_left_of_a_deadline_runs_out_and_stays_at_nothing() -> None:
+    message, clock, _outlet = timed(105.0)
+    found = []
+    for clock.now in (100.0, 104.5, 105.0, 200.0):
+        found.append((message.remaining, message.cancelled))
+    assert found == [(5.0, False), (0.5, False), (0.0, True), (0.0, True)]
+
+
+def test_without_a_deadline_there_is_no_end_and_nothing_is_cancelled() -> None:
+    message, clock, _outlet = timed(None)
+    clock.now = 1e12
+    assert (message.remaining, message.cancelled) == (None, False)
+
+
+@pytest.mark.parametrize("deadline", [None, 105.0])
+def test_a_message_can_be_cancelled_ahead_of_its_deadline_and_stays_so(deadline: float | None) -> None:
+    message, clock, _outlet = timed(deadline)
+    message.cancel()
+    assert message.cancelled
+    clock.now = 0.0
+    assert message.cancelled
+
+
+def test_for_a_message_made_by_hand_it_is_always_the_moment_of_its_arrival() -> None:
+    made = Message[Any](deadline=5.0)
+    assert (made.deadline, made.remaining, made.cancelled) == (5.0, 5.0, False)
+    late = Message[Any](deadline=5.0, received=6.0)
+    assert (late.remaining, late.cancelled) == (0.0, True)
+
+
+def test_nothing_is_published_at_once_for_a_sender_that_waits_no_longer() -> None:
+    message, clock, outlet = timed(105.0)
+    message.publish_now("shop", "in.time")
+    clock.now = 105.0
+    with pytest.raises(DeadlinePassed, match="its sender waits no longer"):
+        message.publish_now("shop", "too.late")
+    assert [each.routing_key for each in outlet.sent] == ["in.time"]
+    message.publish("shop", "held.back")
+    assert [each.routing_key for each in message.published] == ["held.back"]

@@ -64,7 +64,7 @@ ROWS: list[tuple[BaseException, tuple[Verdict, bool], tuple[Verdict, bool]]] = [
     (errors.HaltConsumer(requeue=True), (Verdict.REQUEUE, False), (Verdict.REQUEUE, False)),
     (errors.BadMessage("body.a", "missing"), (Verdict.ARCHIVE, True), (Verdict.ARCHIVE, True)),
     (errors.ReplyRefused("no"), (Verdict.ARCHIVE, False), (Verdict.ARCHIVE, False)),
-    (errors.DeadlinePassed(), (Verdict.ACK, False), (Verdict.ACK, False)),
+    (errors.Expired(), (Verdict.ACK, False), (Verdict.ACK, False)),
     (errors.TimeLimitPassed(), (Verdict.ARCHIVE, True), (Verdict.ARCHIVE, True)),
 ]
 
@@ -158,6 +158,7 @@ def test_every_exception_of_rpcd_that_reaches_a_message_has_a_row() -> None:
         errors.HaltConsumer,
         errors.BadMessage,
         errors.ReplyRefused,
+        errors.Expired,
         errors.DeadlinePassed,
         errors.TimeLimitPassed,
         errors.PublishError,
@@ -279,6 +280,36 @@ def test_a_step_beyond_the_deadline_counts_as_spent(error: BaseException, deadli
     came = message(False)
     came.deadline = deadline
     assert judge(error, came, policy("retry"), NOW).verdict is verdict
+
+
+class Late(errors.DeadlinePassed):
+    pass
+
+
+@pytest.mark.parametrize("error", [errors.DeadlinePassed(), Late()], ids=name_of)
+@pytest.mark.parametrize("on_error", POLICIES)
+def test_a_handler_that_gives_up_at_the_deadline_of_its_message_is_acked_and_its_caller_told(
+    error: BaseException, on_error: str
+) -> None:
+    came = message()
+    came.deadline = NOW
+    came.publish("shop", "order.placed", 1)
+    outcome = judge(error, came, policy(on_error), NOW)
+    assert (outcome.verdict, outcome.reason, outcome.level) == (Verdict.ACK, "deadline passed while it ran", logging.INFO)
+    assert (outcome.publications, outcome.trace, outcome.temporary) == (None, None, False)
+    assert document(outcome.reply) == {"success": False, "data": {}, "message": "The deadline has passed"}
+
+
+@pytest.mark.parametrize("deadline", [None, NOW + 0.1], ids=["none", "to come"])
+@pytest.mark.parametrize("on_error", POLICIES)
+def test_a_deadline_that_is_not_the_messages_own_is_an_unexpected_exception_like_any_other(
+    deadline: float | None, on_error: str
+) -> None:
+    came, other = message(False), message(False)
+    came.deadline = other.deadline = deadline
+    found, boom = (judge(error, came, policy(on_error), NOW) for error in (errors.DeadlinePassed(), Boom()))
+    assert (found.verdict, found.step, found.temporary) == (boom.verdict, boom.step, boom.temporary)
+    assert found.trace is not None
 
 
 def test_a_caller_is_told_when_its_deadline_leaves_no_room_for_a_retry() -> None:
@@ -553,7 +584,7 @@ def test_a_return_that_cannot_be_encoded_is_an_error_for_judge() -> None:
     [
         (errors.RequestFailed(), logging.INFO),
         (errors.Nack(), logging.INFO),
-        (errors.DeadlinePassed(), logging.INFO),
+        (errors.Expired(), logging.INFO),
         (errors.Retry(), logging.WARNING),
         (errors.HaltConsumer(), logging.WARNING),
         (errors.HaltConsumer(3), logging.ERROR),

@@ -10,11 +10,12 @@ import rpcd
 from rpcd.core.codec import Codec
 from rpcd.core.handler import target
 from rpcd.core.ledger import Ledger
+from rpcd.core.locks import lane_key
 from rpcd.core.message import Message
 from rpcd.core.pipeline import Job, opened, perform, perform_async, run
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
-from rpcd.core.routes import Route, lane_key
+from rpcd.core.routes import Route
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Outcome, Verdict
 from rpcd.core.wire import Properties
@@ -207,7 +208,7 @@ def test_a_deadline_that_passes_in_the_lane_keeps_the_handler_from_running() -> 
     assert opened(waiting)
     now[0] = NOW + 5
     run(waiting, lambda message: pytest.fail("run"))
-    assert (outcome_of(waiting).verdict, outcome_of(waiting).error) == (Verdict.ACK, "DeadlinePassed")
+    assert (outcome_of(waiting).verdict, outcome_of(waiting).error) == (Verdict.ACK, "Expired")
 
 
 def _fields(found: Route) -> dict[str, Any]:

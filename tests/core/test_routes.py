@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 import rpcd
 from rpcd.core.codec import Codec
 from rpcd.core.copies import retry_copy
-from rpcd.core.errors import BadMessage, DeadlinePassed, ReplyRefused
+from rpcd.core.errors import BadMessage, Expired, ReplyRefused
 from rpcd.core.handler import target
+from rpcd.core.locks import lane_key
 from rpcd.core.message import Message
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
-from rpcd.core.routes import Route, Stray, by_exchange, lane_key, origin
+from rpcd.core.routes import Route, Stray, by_exchange, origin
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Verdict
 from rpcd.core.wire import Properties, read_properties
@@ -110,7 +111,7 @@ def test_the_deadline_is_read_from_expiration_or_from_what_a_copy_carries(
 
 @pytest.mark.parametrize("late", [0.0, 0.1, 10**6])
 def test_a_message_whose_deadline_has_passed_is_not_opened(late: float) -> None:
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(Expired):
         route().open(message({"x-deadline": NOW - late}, body=b"not json"))
 
 
@@ -121,7 +122,7 @@ def test_a_message_in_time_passes_the_second_check_until_its_deadline() -> None:
     timed.open(came)
     timed.check_deadline(came)
     now[0] += 5
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(Expired):
         timed.check_deadline(came)
 
 
@@ -261,7 +262,7 @@ def test_forged_headers_never_do_more_than_stop_their_own_message(headers: Any, 
         return
     try:
         route().open(came)
-    except (BadMessage, DeadlinePassed):
+    except (BadMessage, Expired):
         return
     assert 1 <= came.attempt <= 5
     assert came.nacks >= 0
@@ -473,5 +474,5 @@ def test_a_stray_is_answered_nowhere_where_no_message_may_be_answered() -> None:
 
 
 def test_a_stray_whose_sender_has_stopped_waiting_is_late_first() -> None:
-    with pytest.raises(DeadlinePassed):
+    with pytest.raises(Expired):
         stray().open(message({"x-deadline": NOW - 1}, exchange="other"))

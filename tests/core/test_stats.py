@@ -2,7 +2,7 @@ import attrs
 import pytest
 
 from rpcd.core.stats import BOUNDS, Durations, OutboxStats, Stats
-from rpcd.core.verdict import ACKED, Outcome, Verdict
+from rpcd.core.verdict import ACKED, LATE, Outcome, Verdict
 
 
 def counted(stats: Stats) -> dict[str, int]:
@@ -32,9 +32,16 @@ def test_every_verdict_has_its_counter(verdict: Verdict, name: str) -> None:
 
 def test_a_message_that_came_too_late_is_counted_as_expired_too() -> None:
     stats = Stats()
-    stats.count(Outcome(Verdict.ACK, error="DeadlinePassed"))
+    stats.count(Outcome(Verdict.ACK, error="Expired"))
     stats.count(ACKED)
     assert counted(stats) == {"acked": 2, "expired": 1}
+
+
+def test_a_handler_that_gave_up_at_its_deadline_is_counted_as_late_and_one_that_failed_by_another_is_not() -> None:
+    stats = Stats()
+    stats.count(Outcome(Verdict.ACK, LATE, error="DeadlinePassed"))
+    stats.count(Outcome(Verdict.ARCHIVE, error="DeadlinePassed"))
+    assert counted(stats) == {"acked": 1, "archived": 1, "late": 1}
 
 
 def test_two_consumers_count_apart() -> None:
