@@ -26,6 +26,7 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Message, Reply
+from rpcd.core.patterns import Output, pull, respond, subscribe
 from rpcd.core.registration import message_handler
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "HaltConsumer",
     "Message",
     "Nack",
+    "Output",
     "PermanentFailure",
     "PublishError",
     "PublishRefused",
@@ -54,4 +56,7 @@ __all__ = [
     "Unroutable",
     "__version__",
     "message_handler",
+    "pull",
+    "respond",
+    "subscribe",
 ]
