@@ -28,6 +28,7 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Message, Reply
+from rpcd.core.patterns import Output, pull, respond, subscribe
 from rpcd.core.registration import message_handler
 from rpcd.core.secret import Secret
 
@@ -51,6 +52,7 @@ __all__ = [
     "HaltConsumer",
     "Message",
     "Nack",
+    "Output",
     "PermanentFailure",
     "PublishError",
     "PublishRefused",
@@ -64,6 +66,9 @@ __all__ = [
     "Unroutable",
     "__version__",
     "message_handler",
+    "pull",
+    "respond",
+    "subscribe",
 ]
 
 _CLIENTS = ("AsyncClient", "Client", "TwistedClient")

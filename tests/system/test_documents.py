@@ -148,6 +148,7 @@ def test_the_sample_in_yaml_means_the_same() -> None:
         "decorator/events.toml",
         "lanes/bank.toml",
         "namespace/cluster.toml",
+        "patterns/farm.toml",
         "types/orders.toml",
         "yaml/shop.yaml",
     ],
