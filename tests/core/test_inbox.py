@@ -115,6 +115,12 @@ def test_what_is_kept_is_answered_as_it_was(value: Any, text: str | None) -> Non
     assert (reply.data, reply.message) == ({"a": value}, text)
 
 
+def test_bytes_are_kept_as_they_are_for_a_plain_reply_sends_them_so() -> None:
+    first = message(reply_to="amq.gen-1")
+    assert answer(keep(b"\xff\x00", first, 0), first) == b"\xff\x00"
+    assert answer(keep(memoryview(b"\xff"), first, 0), first) == b"\xff"
+
+
 def test_nothing_is_encoded_that_nobody_waits_for() -> None:
     assert answer(keep(object(), message(), 0), message()) is None
 

@@ -151,6 +151,7 @@ def test_the_sample_in_yaml_means_the_same() -> None:
         "lanes/bank.toml",
         "layers/shop.toml",
         "namespace/cluster.toml",
+        "patterns/farm.toml",
         "tracing/shop.toml",
         "types/orders.toml",
         "yaml/shop.yaml",

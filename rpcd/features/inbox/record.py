@@ -30,6 +30,8 @@ class Record(msgspec.Struct, array_like=True):
 
     data: bytes | None
     """JSON of what the handler returned, or of its reply's data; None if nobody waited for it."""
+    is_raw: bool
+    """Whether `data` is bytes that the handler returned: a plain reply sends them as they are."""
     text: str | None
     """The reply's message."""
     is_reply: bool
@@ -50,10 +52,11 @@ def keep(value: Any, message: Message[Any], before: int) -> bytes:
         for each in message.published[before:]
     ]
     if message.reply_to is None:
-        return _encode(Record(None, None, False, published))
-    if isinstance(value, Reply):
-        return _encode(Record(encode_json(value.data), value.message, True, published))
-    return _encode(Record(encode_json(value), None, False, published))
+        return _encode(Record(None, False, None, False, published))
+    is_reply = isinstance(value, Reply)
+    data, text = (value.data, value.message) if is_reply else (value, None)
+    is_raw = isinstance(data, bytes | bytearray | memoryview)
+    return _encode(Record(bytes(data) if is_raw else encode_json(data), is_raw, text, is_reply, published))
 
 
 def answer(kept: bytes, message: Message[Any]) -> Any:
@@ -63,7 +66,7 @@ def answer(kept: bytes, message: Message[Any]) -> Any:
         message.published.append(
             Outgoing(each.exchange, each.routing_key, each.body, each.properties, mandatory=each.mandatory, token=each.token)
         )
-    data = None if record.data is None else msgspec.json.decode(record.data)
+    data = record.data if record.data is None or record.is_raw else msgspec.json.decode(record.data)
     return Reply(data, record.text) if record.is_reply else data
 
 
