@@ -36,6 +36,11 @@ def _default(inside: str) -> str:
     return default if name not in ("file", "credential") else ""
 
 
+def is_url(path: str) -> bool:
+    """Tell whether a setting is a URL, which may hold a password: the broker's, or that of a layer's database."""
+    return path == "broker.url" or (path.startswith("layers.") and path.endswith(".url"))
+
+
 class ExpansionError(ValueError):
     """An expansion names something that is not there."""
 
@@ -57,7 +62,7 @@ class Expander:
             return [self.tree(item, f"{path}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, str) and "$" in value:
             try:
-                return self.text(value, encode=path == "broker.url")
+                return self.text(value, encode=is_url(path) and not value.startswith("sqlite:"))  # that is a file's name
             except ExpansionError as error:
                 self.problems.append(Problem(path, str(error)))
         return value

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import attrs
 
 from rpcd.core import overlay
-from rpcd.core.expand import files_in, literal
+from rpcd.core.expand import files_in, is_url, literal
 from rpcd.core.settings import Settings
 
 WELL_KNOWN = ("", "guest")
@@ -23,7 +23,7 @@ def written_out(parsed: Mapping[str, Any]) -> list[str]:
         path if name is None else overlay.spelled(path, parsed, name)
         for name, part in parts
         for path, text in _secrets(part, Settings, "")
-        if (_password(literal(text)) if path == "broker.url" else literal(text)) not in WELL_KNOWN
+        if (_password(literal(text)) if is_url(path) else literal(text)) not in WELL_KNOWN
     ]
 
 
@@ -41,6 +41,9 @@ def _secrets(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
         for field in attrs.fields(kind):
             inside = f"{path}.{field.name}".lstrip(".")
             found = value.get(field.name)
+            if inside == "layers":
+                yield from _urls(found)
+                continue
             yield from _texts(found, inside) if field.metadata["secret"] else _secrets(found, field.type, inside)
     elif origin is dict and isinstance(value, dict):
         for key, item in value.items():
@@ -48,6 +51,13 @@ def _secrets(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
     elif origin is list and isinstance(value, list):
         for index, item in enumerate(value):
             yield from _secrets(item, typing.get_args(kind)[0], f"{path}[{index}]")
+
+
+def _urls(layers: Any) -> Iterator[tuple[str, str]]:
+    """Yield path and text of what is called `url` in the tables of layers: of all else only the layer knows what it is."""
+    for name, table in layers.items() if isinstance(layers, dict) else ():
+        if isinstance(table, dict):
+            yield from _texts(table.get("url"), f"layers.{name}.url")
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ HANDLERS = """
     async def second(message):
         await message.publish_now("", "audit", {})
         raise rpcd.PermanentFailure("canary")
+
+    def ask(message):
+        return message.call("", "asked", message.body)
+
+    async def ask_async(message):
+        return await message.call("", "asked", message.body, headers={"traceparent": "the handler's own"})
+
+    def asked(message):
+        return message.headers.get("traceparent")
 """
 
 CONFIG = """
@@ -92,6 +102,21 @@ def test_one_trace_goes_through_retries_handlers_and_what_they_publish(
         f"00-{TRACE}-{each['context']['span_id'][2:]}-01" for each in audits
     ]
     assert "canary" not in (tmp_path / "spans").read_text()
+
+
+def test_a_service_that_is_asked_is_in_the_trace_of_who_asks(start: StartDaemon, peer: Peer, tmp_path: pathlib.Path) -> None:
+    names = ("ask", "ask_async", "asked")
+    parts = [
+        f'[queues.{each}]\n[consumers.{each}]\nqueue = "{each}"\nhandler = "handlers_of_test:{each}"\n' for each in names
+    ]
+    start(textwrap.dedent(CONFIG).partition("[queues")[0] + "".join(parts), HANDLERS)
+    header = peer.call("ask", {"a": 1}, headers=CONTEXT).json["data"]["result"]
+    peer.until(lambda: len(spans(tmp_path)) == 3)
+    found = {each["name"]: each for each in spans(tmp_path)}
+    assert header == f"00-{TRACE}-{found['publish asked']['context']['span_id'][2:]}-01"
+    assert found["process asked"]["parent_id"] == found["publish asked"]["context"]["span_id"]
+    assert found["publish asked"]["parent_id"] == found["process ask"]["context"]["span_id"]
+    assert peer.call("ask_async", {}).json["data"]["result"] == "the handler's own"
 
 
 def test_a_consumer_that_is_not_traced_adds_no_headers(start: StartDaemon, peer: Peer) -> None:

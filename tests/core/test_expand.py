@@ -130,6 +130,14 @@ def test_what_is_put_into_the_brokers_url_is_percent_encoded() -> None:
     assert expanded(tree)[0] == {"broker": {"url": "amqp://u:p%40ss%2Fw%3Ard%3F@h/p%40ss%2Fword", "password": "p@ss/w:rd?"}}
 
 
+def test_what_is_put_into_the_url_of_a_layer_is_percent_encoded_unless_that_is_a_file() -> None:
+    tree = {"layers": {"inbox": {"url": "redis://:${AT}@h", "key": "${AT}"}, "other": {"url": "sqlite:${AT}"}}}
+    assert expanded(tree)[0]["layers"] == {
+        "inbox": {"url": "redis://:p%40ss%2Fw%3Ard%3F@h", "key": "p@ss/w:rd?"},
+        "other": {"url": "sqlite:p@ss/w:rd?"},
+    }
+
+
 def test_a_variable_that_is_no_unicode_is_a_problem_and_no_crash() -> None:
     """The environment holds bytes; Python hands over what is no UTF-8 as lone surrogates (PEP 383)."""
     _, problems = expanded({"broker": {"url": "amqp://u:${RAW}@h"}}, {"RAW": "caf\udce9"})

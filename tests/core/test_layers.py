@@ -15,6 +15,7 @@ from rpcd.config import assemble
 from rpcd.core.errors import SettingsError
 from rpcd.core.handler import HandlerError
 from rpcd.core.layers import layer, own_layers
+from rpcd.testing import Harness
 
 
 def around(handler: Any) -> Any:
@@ -265,3 +266,10 @@ def test_a_mistake_of_a_handlers_own_layer_names_its_attribute(write: Write) -> 
 def test_what_a_layer_raises_when_it_is_folded_comes_through(write: Write) -> None:
     with pytest.raises(ValueError, match="at fold"):
         called(write(CONFIG.replace(":middle", ":explode")))
+
+
+def test_the_harness_runs_layers_as_the_daemon_does(write: Write) -> None:
+    config = CONFIG.replace('["LAYERS_MODULE:middle"]', '["inbox", "LAYERS_MODULE:middle"]')
+    with Harness(write(config + '[layers.inbox]\nurl = "sqlite:inbox.sqlite3"\n')) as harness:
+        answers = [harness.call("work", 1, message_id=message_id).data["result"] for message_id in "aab"]
+    assert answers == [["outer", ["middle", ["inner", ["innermost", 1]]]]] * 3

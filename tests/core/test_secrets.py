@@ -46,9 +46,24 @@ def test_the_secrets_that_stand_in_a_file(broker: dict[str, Any], places: list[s
 
 
 @pytest.mark.parametrize(
+    ("url", "places"),
+    [
+        ("postgresql://u:pw@h/shop", ["layers.inbox.url"]),
+        ("redis://:pw@h/0", ["layers.inbox.url"]),
+        ("postgresql://u:${credential:pw}@h/shop", []),
+        ("sqlite:///var/lib/shop.sqlite3", []),
+        (5, []),
+    ],
+)
+def test_a_password_in_the_url_of_a_layer_is_a_secret(url: Any, places: list[str]) -> None:
+    assert written_out({"layers": {"inbox": {"url": url, "key": "secret"}, "b": 5}}) == places
+
+
+@pytest.mark.parametrize(
     "parsed",
     [
         {},
+        {"layers": 5},
         {"broker": 5},
         {"virtual_hosts": 5},
         {"virtual_hosts": {"a": 5, "b": {"broker": 5, "zzz": {"password": "x"}}}},
@@ -66,5 +81,11 @@ def test_the_files_that_secrets_are_read_from() -> None:
         "broker": {"url": "amqp://${file:user}:${file:/etc/pw}@h", "password": "${file:pw}", "username": "${file:no}"},
         "consumers": {"shop": {"config": {"password": "${file:no}"}}},
         "service": {"path": ["${file:no}"]},
+        "layers": {"inbox": {"url": "redis://:${file:redis}@h", "key": "${file:no}"}},
     }
-    assert list(read_from(tables)) == [("broker.url", "user"), ("broker.url", "/etc/pw"), ("broker.password", "pw")]
+    assert list(read_from(tables)) == [
+        ("broker.url", "user"),
+        ("broker.url", "/etc/pw"),
+        ("broker.password", "pw"),
+        ("layers.inbox.url", "redis"),
+    ]

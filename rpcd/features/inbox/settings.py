@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import attrs
 
@@ -57,7 +57,8 @@ def file_of(url: str | None, place: Path, environment: Mapping[str, str] = os.en
     """Return the file of an SQLite store; a relative one is beside the config file."""
     if url is None:
         return state_directory(environment) / FILE
-    return place / unquote(urlsplit(url).path)
+    rest = url.partition(":")[2]
+    return place / unquote(rest.removeprefix("//") if rest.startswith("///") else rest)
 
 
 def state_directory(environment: Mapping[str, str]) -> Path:
