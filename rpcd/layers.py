@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rpcd.core import lint
 from rpcd.core.errors import Problem
 from rpcd.core.handler import HandlerError, Layer, Target
 from rpcd.core.layers import OWN, PATH, layer, own_layers
-from rpcd.core.settings import Settings
+from rpcd.core.settings import Consumer, Settings
 from rpcd.importing import resolve
 
 Handlers = Target | Mapping[str, Target]
@@ -60,6 +60,12 @@ def layered(settings: Settings, handlers: Mapping[str, Handlers], place: Path) -
             done[name] = book.folded(own, each, layers)
         else:
             done[name] = {exchange: book.folded(own, target, layers) for exchange, target in each.items()}
+        section = settings.consumers[name]
+        problems += [
+            attrs.evolve(wrong, path=f"consumers.{name}.{wrong.path}")
+            for entry in (*settings.service.layers, *section.layers)
+            for wrong in book.unfit(entry, section)
+        ]
     for name in settings.layers:
         if name not in book.used:
             close = difflib.get_close_matches(name, book.used, 1)
@@ -86,6 +92,7 @@ class _Book:
         self._sections = settings.layers
         self._place = place
         self._known: dict[str, Layer | None] = {}
+        self._asked: dict[str, Callable[[Consumer], Iterable[Problem]]] = {}
 
     def path(self, entry: str) -> str:
         """Return the dotted path of a layer, or the name of one of rpcd's own."""
@@ -101,6 +108,10 @@ class _Book:
                 self._known[entry] = None
                 self.problems.append(Problem(where, f"{within}{error}"))
         return self._known[entry]
+
+    def unfit(self, entry: str, consumer: Consumer) -> Iterable[Problem]:
+        """Return what is wrong with a consumer because it has this layer."""
+        return self._asked[entry](consumer) if entry in self._asked else ()
 
     def _find(self, entry: str) -> Layer | None:
         """Import a layer and check it, and its config if it is one of rpcd's own; raise HandlerError."""
@@ -127,6 +138,8 @@ class _Book:
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known())}"
             raise HandlerError(f"rpcd has no layer {name!r}; {hint}; a layer of your own is package.module:name")
         module = importlib.import_module(f"rpcd.features.{name}")
+        if hasattr(module, "unfit"):
+            self._asked[entry] = module.unfit
         check: Callable[[Mapping[str, Any], Path], tuple[Any, list[Problem]]] = module.check
         try:
             config, wrong = check(table, self._place)

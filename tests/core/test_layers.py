@@ -268,6 +268,12 @@ def test_what_a_layer_raises_when_it_is_folded_comes_through(write: Write) -> No
         called(write(CONFIG.replace(":middle", ":explode")))
 
 
+def test_a_consumer_with_an_inbox_and_no_retry_step_is_told(write: Write) -> None:
+    config = CONFIG.replace('["LAYERS_MODULE:middle"]', '["inbox"]\nretry = { delays = [] }')
+    (said,) = mistakes(write(config))
+    assert re.match(r"consumers.work.retry.delays: .*the inbox lets a message", said)
+
+
 def test_the_harness_runs_layers_as_the_daemon_does(write: Write) -> None:
     config = CONFIG.replace('["LAYERS_MODULE:middle"]', '["inbox", "LAYERS_MODULE:middle"]')
     with Harness(write(config + '[layers.inbox]\nurl = "sqlite:inbox.sqlite3"\n')) as harness:

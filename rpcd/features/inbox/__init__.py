@@ -7,12 +7,13 @@ reply is sent again, and so is what the handler held back to be published; the h
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rpcd.core.consumers import Consumer
 from rpcd.core.errors import Nack, Problem
 from rpcd.core.handler import Handler, awaits, check_finished
 from rpcd.core.load import table as structured
@@ -37,6 +38,13 @@ def check(table: Mapping[str, Any], place: Path) -> tuple[Keeper, list[Problem]]
     scheme = (settings.url or "sqlite:").partition(":")[0]
     wrong += [] if wrong else _missing(scheme)
     return Keeper(settings, lambda: _store(settings, scheme, place)), wrong
+
+
+def unfit(consumer: Consumer) -> Iterator[Problem]:
+    """Tell that a consumer could not let a message wait that runs elsewhere."""
+    if not consumer.retry.delays:
+        what = "the inbox lets a message that runs elsewhere wait in a retry step, and there is none"
+        yield Problem("retry.delays", what, "add one")
 
 
 def _missing(scheme: str) -> list[Problem]:
