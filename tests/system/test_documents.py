@@ -146,9 +146,12 @@ def test_the_sample_in_yaml_means_the_same() -> None:
     [
         "async/rates.toml",
         "decorator/events.toml",
+        "django/shop.toml",
+        "inbox/shop.toml",
         "lanes/bank.toml",
+        "layers/shop.toml",
         "namespace/cluster.toml",
-        "patterns/farm.toml",
+        ["patterns/farm.toml", "tracing/shop.toml"],
         "types/orders.toml",
         "yaml/shop.yaml",
     ],
