@@ -51,10 +51,20 @@ _encode = msgspec.json.Encoder(enc_hook=_other).encode
 
 def _serialized(value: Any) -> bytes:
     """Let a model encode itself; warnings would show values, and so may the words of what its serializers raise."""
-    serializer = getattr(type(value), _SERIALIZER)
+    unknown: list[TypeError] = []
+
+    def inside(item: Any) -> Any:  # what pydantic does not know: an attrs class where a model allows anything, say
+        try:
+            return msgspec.to_builtins(item, enc_hook=_other_inside)
+        except TypeError as error:
+            unknown.append(error)
+            raise
+
     try:
-        encoded: bytes = serializer.to_json(value, by_alias=True, warnings=False, fallback=_inside_model)
+        encoded: bytes = getattr(type(value), _SERIALIZER).to_json(value, by_alias=True, warnings=False, fallback=inside)
     except Exception as error:  # pydantic and the user's serializers
+        if unknown:
+            raise unknown[0] from None
         raise ValueError(f"pydantic can't encode objects of type {type(value).__qualname__}") from error
     if b"NaN" in encoded or b"Infinity" in encoded:
         try:
@@ -62,11 +72,6 @@ def _serialized(value: Any) -> bytes:
         except msgspec.DecodeError:
             raise ValueError("JSON has no form for nan and inf") from None
     return encoded
-
-
-def _inside_model(value: Any) -> Any:
-    """Turn what pydantic does not know into what it does: an attrs class where a model allows anything."""
-    return msgspec.to_builtins(value, enc_hook=_other_inside)
 
 
 def _other_inside(value: Any) -> Any:

@@ -225,6 +225,13 @@ def test_it_is_no_reply_either_in_any_form(value: Any, form: str) -> None:
         Replies(form).failure(message, "no", value)
 
 
+@pytest.mark.parametrize("inside", [lambda it: it, lambda it: [Box(it)], lambda it: Item(SKU="a", more={"a": Chest(it)})])
+def test_the_type_that_has_no_form_is_named_however_deep_it_lies(inside: Any) -> None:
+    for value in (rpcd.Secret(SECRET), Opaque()):
+        with pytest.raises(TypeError, match=f"^Encoding objects of type {type(value).__name__} is unsupported$"):
+            encode_json({"a": Item(SKU="a", more=inside(value))})
+
+
 def test_a_field_of_the_wrong_type_is_sent_without_a_warning_that_would_show_it() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
