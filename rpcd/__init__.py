@@ -30,6 +30,7 @@ from rpcd.core.errors import (
 from rpcd.core.message import Message, Reply
 from rpcd.core.patterns import Output, pull, respond, subscribe
 from rpcd.core.registration import message_handler
+from rpcd.core.secret import Secret
 
 if TYPE_CHECKING:
     from rpcd.client import AsyncClient, Client, TwistedClient
@@ -60,6 +61,7 @@ __all__ = [
     "RequestFailed",
     "Retry",
     "RpcdError",
+    "Secret",
     "TwistedClient",
     "Unroutable",
     "__version__",

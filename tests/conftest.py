@@ -20,6 +20,8 @@ from proxy import Proxy
 from rpcd.ops import ports
 from rpcd.ops.rabbitmq import PrivateNode, answers
 
+pytest.register_assert_rewrite("conformance")  # else its promises would not say why they are broken
+
 logging.getLogger("pika").setLevel(logging.CRITICAL + 1)  # pages for each refused connection; a failed test shows the error
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the tests: gw0, gw1, ...

@@ -215,10 +215,6 @@ ON_ERROR: dict[str, Callable[[Case], Outcome]] = {
 """What `on_error` may be, and what it does with an exception that has no row of its own."""
 
 
-def _retry_row(case: Case) -> Outcome:
-    return _retry(case, case.error.delay)
-
-
 TABLE: tuple[Rule, ...] = (
     Rule("returned", "ack", "`success` true", None, lambda _case: ACKED),
     Rule(
@@ -247,7 +243,7 @@ TABLE: tuple[Rule, ...] = (
         "a copy to the next retry step that is long enough (else the longest); archive when attempts are spent",
         "only when spent",
         errors.Retry,
-        _retry_row,
+        lambda case: _retry(case, case.error.delay),
     ),
     Rule("`PermanentFailure(reason)`", "a copy to the archive", "`success` false", errors.PermanentFailure, _permanent),
     Rule(
