@@ -143,7 +143,18 @@ def test_the_sample_in_yaml_means_the_same() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    ["async/rates.toml", "decorator/events.toml", "lanes/bank.toml", "namespace/cluster.toml", "yaml/shop.yaml"],
+    [
+        "async/rates.toml",
+        "decorator/events.toml",
+        "django/shop.toml",
+        "inbox/shop.toml",
+        "lanes/bank.toml",
+        "layers/shop.toml",
+        "namespace/cluster.toml",
+        ["patterns/farm.toml", "tracing/shop.toml"],
+        "types/orders.toml",
+        "yaml/shop.yaml",
+    ],
     ids=lambda name: name,
 )
 def test_an_example_answers_the_call_that_its_first_line_names(
@@ -189,6 +200,7 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
     whole.write_text(uncommented().replace("amqp://guest:guest@localhost:5672/", "amqps://guest:guest@localhost:5671/"))
     (tmp_path / "cred").mkdir()
     (tmp_path / "cred/rabbitmq").write_text("secret")
+    (tmp_path / "cred/fernet").write_text("A" * 43 + "=")
     elsewhere = ("broker.tls", "service.path", "consumers.orders.handler")  # not here; instead of a namespace
     found, problems = read(str(whole), {"CREDENTIALS_DIRECTORY": str(tmp_path / "cred")})
     assert [problem for problem in problems if not problem.path.startswith(elsewhere)] == []
