@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from inputs import CANARY, Inputs, ended
+from canary import CANARY
+from inputs import Inputs, ended
 from proxy import DOWN, Link, Proxy
 from raw import Content, RawPeer, Refused, counted, field, number, short, string
 
