@@ -680,7 +680,9 @@ def test_stopping_ends_every_loop(reactor: Reactor, pool: DaemonPool, workers: i
 
 
 def test_stopping_before_starting(reactor: Reactor, pool: DaemonPool) -> None:
-    Crew(nothing, reactor, pool).stop()
+    it = Crew(nothing, reactor, pool)
+    it.stop()
+    assert it.workers.ended.happened
 
 
 def test_stopping_waits_for_what_runs(crew: MakeCrew) -> None:
