@@ -92,6 +92,23 @@ def test_what_waits_beyond_its_deadline_for_a_thread_or_a_lane_is_acked_and_not_
     assert (peer.left("work"), peer.left("work.archive")) == ([], [])
 
 
+@KINDS
+def test_what_waits_for_a_key_that_hangs_gives_its_place_in_the_prefetch_to_others_at_its_deadline(
+    start: StartDaemon, peer: Peer, tmp_path: pathlib.Path, handler: str
+) -> None:
+    daemon = run(start, handler, 'workers = 2\nlock = "headers.key"\nprefetch = 4')
+    for what in ("gate", "never", "never", "never"):
+        peer.publish("work", {"do": what}, headers={"key": "hot"}, **({} if what == "gate" else {"expiration": "2000"}))
+    daemon.wait_for("running gate")
+    peer.publish("work", {"do": "other key"}, headers={"key": "cold"})  # there is no place for it
+    daemon.wait_for("done: deadline passed before it started", 3)
+    daemon.wait_for("running other key")
+    (tmp_path / "gate").touch()
+    assert daemon.stop() == 0
+    assert "running never" not in daemon.output
+    assert (peer.left("work"), peer.left("work.archive")) == ([], [])
+
+
 @pytest.mark.parametrize(
     "properties",
     [{"expiration": "2000"}, {"expiration": "2000", "timestamp": 1}, {"expiration": "2000", "timestamp": 2**62}],
