@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from canary import CANARY
 from command import rpcd
 from cryptography.fernet import Fernet
 from daemon import Daemon, StartDaemon
 from fernet import keep, new_key, seal
-from inputs import CANARY, Inputs, ended
+from inputs import Inputs, ended
 from peer import Peer
 from proxy import Proxy
 
