@@ -313,7 +313,10 @@ def test_security_11_what_was_decrypted_is_in_no_line_no_reply_and_no_copy(
     for command in (("ctl", "report"), ("ctl", "status", "--json")):
         done = rpcd(*command, "--socket", str(tmp_path / "ctl"))
         assert CANARY not in done.stdout + done.stderr
-    done = rpcd("archive", "show", "work", "1", "--config", str(tmp_path / "rpcd.toml"), url=url)
+    peer.publish("work", {"do": "permanent", "card": token}, message_id="kept")
+    daemon.wait_for("archived: .*kept")
+    done = rpcd("archive", "show", "kept", "--queue", "work.archive", "--body", "--headers", url=url)
+    assert token in done.stdout
     assert CANARY not in done.stdout + done.stderr
     proxy.reset()
     daemon.wait_for("rpcd.*consuming, workers", 4)

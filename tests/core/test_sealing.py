@@ -29,6 +29,7 @@ from rpcd.core.routes import Route
 from rpcd.core.sealing import NOT_TEXT, NOT_VALID, DatedRoute, Sealing
 from rpcd.core.tables import Headers, table
 from rpcd.core.wire import Properties, read_properties
+from rpcd.testing import Harness
 
 NOW = 1_700_000_000.0
 OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
@@ -388,3 +389,24 @@ def test_the_payload_stays_as_it_came() -> None:
     route().open(message)
     assert message.payload is before
     assert VALUE.encode() not in before
+
+
+# All of it together, in a time that a test lets pass -----------------------------------------------
+
+
+def test_a_retry_long_after_the_ttl_opens_what_came_in_time() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def handle(message: rpcd.Message[AttrsOrder]) -> None:
+        seen.append((message.attempt, message.body.card.reveal()))
+        if message.attempt < 3:
+            raise rpcd.Retry
+
+    keys = {"broker": {"fernet_keys": [NEW], "fernet_ttl": 60}}
+    with Harness(keys, now=NOW) as harness:
+        harness.consumer("orders", handle, retry={"delays": [3600.0, 86400.0]})
+        harness.deliver("orders", {"card": sealed(VALUE, NOW - 59)})
+        harness.advance(86400.0 * 2)
+        assert seen == [(1, VALUE), (2, VALUE), (3, VALUE)]
+        late = harness.call("orders", {"card": sealed(VALUE, NOW)})
+        assert late.data == {"place": "body.card", "reason": EXPIRED}
