@@ -14,9 +14,11 @@ from rpcd.core import keys, lint, overlay
 from rpcd.core.building import Handlers
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
-from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced, unreachable
+from rpcd.core.registered import PLACE, clashes, placed, sections, traced
+from rpcd.core.registration import Registered, registered, unreachable
 from rpcd.core.settings import Settings
 from rpcd.importing import check_start, checked_target, imported, looked_at
+from rpcd.layers import layered, prepare
 from rpcd.namespaces import bound, find
 
 Structure: TypeAlias = Callable[[Mapping[str, Any]], tuple[Settings, list[Problem]]]
@@ -64,6 +66,7 @@ def assembled(
     for directory in reversed(settings.service.path):
         if directory not in sys.path:
             sys.path.insert(0, directory)
+    prepare(settings, place := Path(path).absolute().parent)
     found: list[Registered] = []
     if settings.service.modules:
         found, wrong = _registered(settings)
@@ -72,7 +75,8 @@ def assembled(
             problems = [each for each in problems if not (each.path.startswith("consumers.") and each.what == "missing")]
         problems += [*wrong, *clashes(found, settings)]
     handlers, mistakes = _handlers(settings, given or {})
-    problems += mistakes
+    handlers, unfit = layered(settings, handlers, place)
+    problems += [*mistakes, *unfit]
     settings = bound(settings, {name: each for name, each in handlers.items() if not isinstance(each, Target)})
     if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
         try:
@@ -111,12 +115,12 @@ def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:
     found = registered(modules)
     problems += [
         Problem(
-            f"{PLACE}{module}:{name}",
+            f"{PLACE}{by} {path}",
             "no top-level name of its module leads to it, so it would never run",
             "give it one of its own, and use functools.wraps in decorators above",
         )
-        for module, name in unreachable(modules, found)
-        if any(each.path.startswith(f"{module}:") for each in found)  # else that is told of the whole module
+        for by, path in unreachable(modules, found)
+        if any(each.path.startswith(f"{path.partition(':')[0]}:") for each in found)  # else that is told of the whole module
     ]
     return [placed(each, settings) for each in found], problems
 

@@ -3,13 +3,14 @@
 It takes the same declarations that the daemon carries out, and refuses what RabbitMQ would refuse, in its words.
 """
 
+import base64
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rpcd.core.errors import PublishRefused, PublishTimeout, Unroutable
-from rpcd.core.outgoing import Outgoing
+from rpcd.core.outgoing import DIRECT_REPLY_TO, Outgoing
 from rpcd.core.tables import Headers, ShortString, header, join_headers, split_headers
 from rpcd.core.topology import Bind, Declaration, DeclareExchange, DeclareQueue
 from rpcd.core.wire import Properties, write_properties
@@ -54,6 +55,13 @@ class Broker:
         self._clock = clock
         self._bindings: list[Bind] = []
         self._names = itertools.count(1)
+        self.direct = Queue(direct_reply_to(), {})
+        """Where replies by direct reply-to arrive; all who ask share it."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of queues that somebody has chosen."""
+        return [name for name in self.queues if not name.startswith("amq.")]
 
     # Declaring ------------------------------------------------------------------------------------
 
@@ -86,12 +94,12 @@ class Broker:
 
     def publish(self, outgoing: Outgoing) -> Posted:
         """Route a message; raise PublishRefused, Unroutable or, if a queue that is full refuses it, PublishTimeout."""
-        message = posted(outgoing)
+        message = self._readdressed(posted(outgoing))
         found = list(self.route(message))
         if not found and outgoing.mandatory:
             raise Unroutable(
                 f"no queue takes exchange {outgoing.exchange!r}, key {outgoing.routing_key!r}: 312 NO_ROUTE"
-                f" (the queues of this test: {', '.join(self.queues) or 'none'})"
+                f" (the queues of this test: {', '.join(self.names) or 'none'})"
             )
         full = next((queue for queue in found if queue.is_full and queue.arguments.get("x-overflow") != "drop-head"), None)
         if full is not None:
@@ -100,11 +108,22 @@ class Broker:
             self.put(queue, message.of_queue(queue.name))
         return message
 
+    def _readdressed(self, message: Posted) -> Posted:
+        """Put the name of somebody who waits for a reply where direct reply-to is asked for, as RabbitMQ does."""
+        properties = message.properties
+        if properties.reply_to != DIRECT_REPLY_TO:
+            return message
+        properties.reply_to = self.direct.name
+        encoded = write_properties(properties)
+        return Posted(message.exchange, message.routing_key, message.payload, encoded, mandatory=message.mandatory)
+
     def route(self, message: Posted) -> Iterator[Queue]:
         """Find the queues that get a message; raise PublishRefused if its exchange does not exist."""
         key = _text(message.routing_key)
         if message.exchange == "":
-            if key in self.queues:
+            if key == self.direct.name:
+                yield self.direct
+            elif key in self.queues:
                 yield self.queues[key]
             return
         kind = self.exchanges.get(message.exchange)
@@ -161,6 +180,13 @@ class Broker:
         dead = Posted(exchange, key, message.payload, write_properties(properties))
         for each in self.route(dead):
             self.put(each, dead.of_queue(each.name))
+
+
+def direct_reply_to() -> str:
+    """Make the name that RabbitMQ puts in the place of direct reply-to: a process of Erlang's, and a key."""
+    node = b"rabbit@harness"
+    pid = b"\x83X" + b"w" + bytes((len(node),)) + node + bytes(12)
+    return f"{DIRECT_REPLY_TO}.{base64.b64encode(pid).decode()}.key"
 
 
 def _text(key: ShortString) -> str:

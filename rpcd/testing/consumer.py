@@ -20,7 +20,7 @@ from rpcd.testing.broker import Broker
 from rpcd.testing.clock import Clock
 from rpcd.testing.delivery import Delivery, Reply
 from rpcd.testing.loop import Steps
-from rpcd.testing.outlet import Outlet
+from rpcd.testing.outlet import Ask, Outlet
 from rpcd.testing.posted import Posted
 from rpcd.testing.record import Record
 from rpcd.testing.settling import Settling
@@ -33,7 +33,7 @@ class Consumer:
     """One consumer; it handles one message after the other."""
 
     def __init__(
-        self, settings: Settings, name: str, handlers: Handlers, broker: Broker, clock: Clock, record: Record
+        self, settings: Settings, name: str, handlers: Handlers, broker: Broker, clock: Clock, record: Record, ask: Ask
     ) -> None:
         """Declare what it needs and build its routes; handlers are made when they are needed."""
         self.name = name
@@ -55,9 +55,9 @@ class Consumer:
         self._policy = built.routes[0].policy
         self._policy.replies.never_to(self.queue.name)
         self._broker, self._clock, self._record = broker, clock, record
-        self._outlet = Outlet(record.publish, is_async=self.is_async)
+        self._outlet = Outlet(record.publish, ask, is_async=self.is_async)
         numbers = itertools.count(1)
-        self._source = Source(name, self.queue.name, self._outlet, lambda: f"{name}-{next(numbers)}")
+        self._source = Source(name, self.queue.name, self._outlet, lambda: f"{name}-{next(numbers)}", clock)
         self._ledger, self._tags = Ledger(), itertools.count(1)
         self._handlers: dict[int, tuple[Handler, Any]] = {}
         self._redeliveries = Redeliveries(self.section.window)
@@ -103,7 +103,7 @@ class Consumer:
         finally:
             self._record.current.remove(delivery)
             self.running -= 1
-        if delivery.error is not None and delivery.is_unexpected:
+        if delivery.error is not None and self._record.unexpected(delivery.error):
             self._record.note(delivery.error)
         yield from self._replace(job.route, delivery.error)
         return delivery
@@ -159,7 +159,7 @@ class Consumer:
         return self._handlers[route.number][0]
 
     def _replace(self, route: Route, error: BaseException | None) -> Steps[None]:
-        """Shut an instance down that failed by what nobody expected; the next message gets a fresh one."""
+        """Shut an instance down that failed by what it did not mean to raise; the next message gets a fresh one."""
         if error is not None and route.target.shutdown is not None and rule_for(type(error)).error is BaseException:
             yield from self._shut_down(route, error)
 
@@ -184,6 +184,7 @@ class Consumer:
     def _settle(self, job: Job, outcome: Outcome, delivery: Delivery) -> None:
         left, reply = self._settling.publish(job, outcome, self._clock())
         delivery.outcome = left
+        delivery.error = delivery.error or self._settling.refused
         delivery.reply = None if reply is None else Reply(reply)
         self.halted = self.halted or outcome.halt or left.halt
         posted, pause = delivery.posted, left.step / 1000

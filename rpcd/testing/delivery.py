@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rpcd.core.errors import ReplyUnencodable
 from rpcd.core.message import Message
-from rpcd.core.outcome import rule_for
 from rpcd.core.verdict import Halt, Outcome
 from rpcd.testing.posted import Posted
 
@@ -48,7 +46,7 @@ class Delivery:
         self.outcome: Outcome | None = None
         """What became of it when all that it says was published; None while its handler runs."""
         self.error: BaseException | None = None
-        """What the handler raised, or what kept it from running; None if it returned."""
+        """What the handler raised, or what its publications were refused by; None if all went well, or it did not run."""
         self.reply: Reply | None = None
         """The reply that was sent; None if there was none."""
         self.published: list[Posted] = []
@@ -70,13 +68,6 @@ class Delivery:
     def halt(self) -> Halt | None:
         """The order to stop that it gave, if it gave one."""
         return None if self.outcome is None else self.outcome.halt
-
-    @property
-    def is_unexpected(self) -> bool:
-        """Whether the handler raised what it did not mean to raise, or returned what no reply can hold."""
-        return self.error is not None and (
-            isinstance(self.error, ReplyUnencodable) or rule_for(type(self.error)).error is BaseException
-        )
 
     def tell(self) -> str:
         """Say in a few words what became of it."""

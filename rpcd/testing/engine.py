@@ -7,8 +7,9 @@ from typing import Any
 
 import attrs
 
-from rpcd.core.errors import PublishTimeout, Unroutable
+from rpcd.core.errors import PASSED, CallTimeout, DeadlinePassed, PublishTimeout, Unroutable
 from rpcd.core.outgoing import Outgoing
+from rpcd.core.question import Question
 from rpcd.core.settings import Settings
 from rpcd.core.topology import DeclareQueue, plan_rest
 from rpcd.testing.broker import Broker, Queue
@@ -16,7 +17,7 @@ from rpcd.testing.clock import Clock
 from rpcd.testing.consumer import Consumer
 from rpcd.testing.delivery import Delivery, Reply
 from rpcd.testing.errors import HarnessError, NoReply
-from rpcd.testing.loop import Steps
+from rpcd.testing.loop import Loop, Steps, carry_out_here
 from rpcd.testing.posted import Posted
 from rpcd.testing.reading import Sources
 from rpcd.testing.record import Record
@@ -50,6 +51,7 @@ class Engine:
         self.clock = Clock(now)
         self.broker = Broker(self.clock)
         self.record = Record(self.broker)
+        self.loop = Loop()
         self.consumers: dict[str, Consumer] = {}
         self._replies = self.queue(self.broker.carry_out([DeclareQueue("", "", False, True, True, False, {})]))
         self._numbers = itertools.count(1)
@@ -63,7 +65,7 @@ class Engine:
         for name in found.settings.consumers:
             if name not in self.consumers:
                 self.consumers[name] = Consumer(
-                    found.settings, name, found.handlers[name], self.broker, self.clock, self.record
+                    found.settings, name, found.handlers[name], self.broker, self.clock, self.record, self._ask
                 )
         self.broker.carry_out(plan_rest(found.settings))
 
@@ -79,8 +81,8 @@ class Engine:
             if named:
                 hint = f"; the queue of the consumer {key!r} is {named[0].queue.name!r}"
             else:
-                close = difflib.get_close_matches(key, self.broker.queues, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; queues: {', '.join(self.broker.queues)}"
+                close = difflib.get_close_matches(key, self.broker.names, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; queues: {', '.join(self.broker.names)}"
             raise HarnessError(f"no queue takes exchange {outgoing.exchange!r}, key {key!r}{hint}") from None
         except PublishTimeout as error:
             raise HarnessError(str(error)) from None
@@ -123,11 +125,7 @@ class Engine:
         if sending.exchange:  # where a consumer's reply_via may be "request-exchange"
             self.broker.bind(self._replies.name, sending.exchange, self._replies.name, {})
         sent = self.send(sending.encoded(correlation_id=correlation_id, reply_to=self._replies.name))
-        yield from self.pumping()
-        reply = self._reply(correlation_id)
-        while reply is None and self.clock.step(until):
-            yield from self.pumping()
-            reply = self._reply(correlation_id)
+        reply = yield from self._waiting(self._replies, correlation_id, until)
         if reply is not None:
             return Reply(reply)
         told = "; ".join(each.tell() for each in self.record.deliveries[before:]) or self._idle(sent)
@@ -135,11 +133,38 @@ class Engine:
         hint = "" if due is None else f" (something happens in {due - self.clock.now:g} s: pass timeout=, or `advance`)"
         raise NoReply(f"there is no reply; {told}{hint}")
 
-    def _reply(self, correlation_id: Any) -> Posted | None:
-        """Take a request's reply; what was answered twice is taken once, and too late is not taken at all."""
-        replies = list(self._replies.messages)
-        self._replies.messages.clear()
-        return next((each for each in replies if each.properties.correlation_id == correlation_id), None)
+    def _waiting(self, queue: Queue, correlation_id: Any, until: float) -> Steps[Posted | None]:
+        """Have everything happen until a reply is in a queue, or a time has come; return the reply."""
+        while True:
+            yield from self.pumping()
+            found = next((each for each in queue.messages if each.properties.correlation_id == correlation_id), None)
+            if found is not None:
+                queue.messages.remove(found)
+                return found
+            if not self.clock.step(until):
+                return None
+
+    def _ask(self, question: Question, left: float | None, is_async: bool) -> Any:
+        steps = self.asking(question, left)
+        return carry_out_here(steps) if is_async else self.loop.carry_out(steps)
+
+    def asking(self, question: Question, left: float | None) -> Steps[Any]:
+        """Ask another consumer for a handler, and return what the reply says; time passes if none comes."""
+        seconds, late = question.timeout, None
+        if left is not None and left < seconds:
+            seconds, late = left, DeadlinePassed(PASSED)
+        correlation_id = f"question-{next(self._numbers)}"
+        until = self.clock.now + seconds
+        try:
+            self.broker.publish(question.outgoing(correlation_id, seconds, self.clock.now))
+        except Unroutable as error:
+            raise Unroutable(f"{error}; `answer` stands in for another service") from None
+        except PublishTimeout as error:
+            raise CallTimeout(str(error)) from None
+        reply = yield from self._waiting(self.broker.direct, correlation_id, until)
+        if reply is None:
+            raise late or CallTimeout(f"no reply within {seconds:g} s")
+        return question.read(reply.payload, reply.properties)
 
     def _idle(self, sent: Posted) -> str:
         """Say why nobody has taken a message."""
@@ -174,7 +199,7 @@ class Engine:
         """Return a queue; raise HarnessError naming those that there are."""
         found = self.broker.queues.get(name)
         if found is None:
-            close = difflib.get_close_matches(name, self.broker.queues, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.broker.queues)}"
+            close = difflib.get_close_matches(name, self.broker.names, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.broker.names)}"
             raise HarnessError(f"there is no queue {name!r}; {hint}")
         return found

@@ -13,7 +13,7 @@ from rpcd.testing import reading
 from rpcd.testing.delivery import Delivery, Reply
 from rpcd.testing.engine import Engine, Sending
 from rpcd.testing.errors import NoReply
-from rpcd.testing.loop import Loop, Steps, carry_out_here
+from rpcd.testing.loop import Steps, carry_out_here
 from rpcd.testing.record import failure
 from rpcd.testing.seen import Seen
 
@@ -28,8 +28,8 @@ class Harness(Seen):
     in the test's own thread, one after the other, async ones on a loop of the harness's own. In an async test `await` the
     twins of the methods, `acall` and so on.
 
-    An exception that no handler should raise goes through to the test when everything that follows from it has happened;
-    with `reraise=False` the test sees only what a caller would. `errors` has them all in any case.
+    An exception about which the consumer's `on_error` decides goes through to the test, when everything that follows from it
+    has happened; with `reraise=False` the test sees only what a caller would. `errors` has them all in any case.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class Harness(Seen):
         self.reraise = reraise
         """Whether unexpected exceptions of handlers go through to the test."""
         self._path = list(sys.path)
-        self._loop = Loop()
         super().__init__(Engine(sources, time.time() if now is None else now))
         if self._engine.settings.service.on_start is not None:
             resolve(self._engine.settings.service.on_start)()
@@ -84,9 +83,18 @@ class Harness(Seen):
         self._engine.sources.add(name, handler, queue or name, bindings, settings)
         self._engine.build()
 
-    def answer(self, queue: str, answer: Any) -> None:
-        """Stand in for another service: answer what comes to a queue, by a function of the message or by a fixed value."""
-        self.consumer(queue, answer if callable(answer) else lambda _message: answer, on_error="reply")
+    def answer(self, routing_key: str, answer: Any, *, exchange: str = "") -> None:
+        """Stand in for another service that handlers ask: answer by a function of the message, or by a fixed value.
+
+        It answers what comes to a queue, or to an exchange by a routing key. What it raises is answered as a handler's is.
+        """
+        handler = answer if callable(answer) else lambda _message: answer
+        if exchange:
+            self.consumer(
+                f"{exchange}.{routing_key}", handler, exchange=exchange, routing_keys=routing_key, on_error="reply"
+            )
+        else:
+            self.consumer(routing_key, handler, on_error="reply")
 
     def declare_exchange(self, name: str, type: str = "topic") -> None:  # noqa: A002  # AMQP's own name for it
         """Declare an exchange that the config does not: publishing to one that is not there is refused."""
@@ -197,7 +205,7 @@ class Harness(Seen):
 
     def _now(self, steps: Steps[ResultT], reraise: bool | None) -> ResultT:
         with self._told(reraise):
-            return self._loop.carry_out(steps)
+            return self._engine.loop.carry_out(steps)
 
     async def _here(self, steps: Steps[ResultT], reraise: bool | None) -> ResultT:
         with self._told(reraise):
@@ -225,7 +233,7 @@ class Harness(Seen):
         try:
             self._now(self._engine.closing(), None)
         finally:
-            self._loop.close()
+            self._engine.loop.close()
             self._leave_path()
 
     async def aclose(self) -> None:

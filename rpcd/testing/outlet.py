@@ -1,9 +1,10 @@
-"""How a handler in a test publishes at once: the twin of the daemon's outlets, which waits for nobody."""
+"""How a handler in a test publishes and asks: the twin of the daemon's outlets, which waits for nobody."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rpcd.core.outgoing import Outgoing
+from rpcd.core.question import Question
 
 
 class Confirmed:
@@ -21,12 +22,17 @@ class Confirmed:
         return iter(())
 
 
-class Outlet:
-    """Publishes for the handlers of one consumer."""
+Ask = Callable[[Question, float | None, bool], Any]
+"""Asks, with the seconds that are left until a deadline; returns what is to be awaited if that is wanted."""
 
-    def __init__(self, publish: Callable[[Outgoing], object], *, is_async: bool) -> None:
-        """Take what publishes, and raises what a handler is to see."""
+
+class Outlet:
+    """Publishes and asks for the handlers of one consumer."""
+
+    def __init__(self, publish: Callable[[Outgoing], object], ask: Ask, *, is_async: bool) -> None:
+        """Take what publishes and what asks; both raise what a handler is to see."""
         self._publish = publish
+        self._ask = ask
         self._is_async = is_async
         self._unawaited: list[Confirmed] = []
 
@@ -42,6 +48,10 @@ class Outlet:
             confirmed.error = error
         self._unawaited.append(confirmed)
         return confirmed
+
+    def call(self, question: Question, left: float | None) -> Any:
+        """Ask, and return what the reply says; of an async handler, what is to be awaited for it."""
+        return self._ask(question, left, self._is_async)
 
     def check_forgotten(self) -> None:
         """Raise what a publication failed by that was never awaited: the daemon waits for those itself."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from rpcd.core.errors import PublishError, PublishTimeout
+from rpcd.core.outcome import rule_for
 from rpcd.core.outgoing import Outgoing
 from rpcd.testing.broker import Broker
 from rpcd.testing.delivery import Delivery
@@ -20,24 +21,26 @@ class Publishing:
         self._published = published
         self.failures: list[Failure] = []
         self.copy_failures: list[Failure] = []
+        self.ordered: list[Exception] = []
+        """What has failed because the test wanted it to."""
 
     def __call__(self, outgoing: Outgoing) -> Posted:
         """Publish what a handler wants published; raise PublishRefused, Unroutable or PublishTimeout."""
-        _fail(self.failures)
+        self._fail(self.failures)
         posted = self._broker.publish(outgoing)
         self._published(posted)
         return posted
 
     def copy(self, outgoing: Outgoing) -> None:
         """Publish a copy."""
-        _fail(self.copy_failures)
+        self._fail(self.copy_failures)
         self._broker.publish(outgoing)
 
-
-def _fail(failures: list[Failure]) -> None:
-    if failures:
-        error = failures.pop(0)()
-        raise error
+    def _fail(self, failures: list[Failure]) -> None:
+        if failures:
+            error = failures.pop(0)()
+            self.ordered.append(error)
+            raise error
 
 
 class Record:
@@ -57,6 +60,11 @@ class Record:
         self.published.append(posted)
         if self.current:
             self.current[-1].published.append(posted)
+
+    def unexpected(self, error: BaseException) -> bool:
+        """Tell whether nobody expected an error: neither its handler, nor the test."""
+        ordered = any(each is error for each in self.publish.ordered)
+        return not ordered and rule_for(type(error)).error in (BaseException, PublishError)
 
     def note(self, error: BaseException) -> None:
         """Note what nobody expected."""

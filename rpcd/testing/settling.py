@@ -44,9 +44,15 @@ class Settling:
         self._who = who
         self._in_process = in_process
         self._tokens = 0
+        self.refused: Exception | None = None
+        """What kept a publication of the last outcome from being published."""
 
     def publish(self, job: Job, outcome: Outcome, now: float) -> tuple[Outcome, Posted | None]:
-        """Publish what a job's outcome says; return what is left of it, and the reply that was sent."""
+        """Publish what a job's outcome says; return what is left of it, and the reply that was sent.
+
+        What a publication was refused by is in `refused` then.
+        """
+        self.refused = None
         try:
             left = self._copy(job, self._publications(job, outcome), now)
             return self._reply(job, left, now)
@@ -67,6 +73,7 @@ class Settling:
             raise late
         if not failures:
             return outcome
+        self.refused = failures[0]
         failures[0].__traceback__ = None  # no code of the user's has raised it
         return job.route.judge(failures[0], job.message)
 

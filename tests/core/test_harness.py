@@ -342,8 +342,9 @@ def test_publishing_can_only_fail_by_what_publishing_fails_by(harness: Harness) 
 
 def test_an_exchange_that_is_not_there_refuses_until_it_is_declared() -> None:
     with Harness({"work": lambda message: message.publish("shop", "a", {})}) as harness:
-        delivery = harness.deliver("work")
-        assert (delivery.verdict, delivery.reason.count("NOT_FOUND")) == ("retry", 1)
+        with pytest.raises(rpcd.PublishRefused, match="NOT_FOUND - no exchange 'shop'"):
+            harness.deliver("work")
+        assert harness.deliveries[0].verdict == "retry"
         harness.declare_exchange("shop", "fanout")
         harness.declare_queue("others", "shop")
         assert harness.deliver("work").verdict == "ack"
@@ -463,7 +464,7 @@ def test_async_handlers_run_on_a_loop_of_the_harness() -> None:
 @pytest.mark.parametrize("body", ["publish", "forget"])
 def test_what_an_async_handler_publishes_at_once_fails_it_awaited_or_not(body: str) -> None:
     with Harness({"work": Async}) as harness:
-        delivery = harness.deliver("work", body)
+        delivery = harness.deliver("work", body, reraise=False)
         assert (delivery.verdict, type(delivery.error)) == ("retry", rpcd.Unroutable)
 
 
@@ -539,3 +540,90 @@ def test_the_harness_loads_neither_twisted_nor_pika() -> None:
     code = "import sys; from rpcd.testing import Harness; print(sorted({'twisted', 'pika'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# Asking -----------------------------------------------------------------------------------------------
+
+
+def price(message: rpcd.Message[Any]) -> Any:
+    return {"total": message.call("", "prices", {"of": message.body}, timeout=5)["price"] + 1}
+
+
+async def price_async(message: rpcd.Message[Any]) -> Any:
+    found = await message.call("", "prices", {"of": message.body}, timeout=5)
+    return {"total": found["price"] + 1}
+
+
+@pytest.fixture(params=[price, price_async], ids=["plain", "async"])
+def asking(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    with Harness({"orders": request.param}) as made:
+        yield made
+
+
+def test_a_handler_asks_another_consumer_of_the_harness(asking: Harness) -> None:
+    asked = []
+
+    def answer(message: rpcd.Message[Any]) -> Any:
+        asked.append((message.body, message.deadline))
+        return {"price": 5}
+
+    asking.consumer("prices", answer)
+    assert asking.call("orders", "tea").data == {"total": 6}
+    ((body, deadline),) = asked
+    assert body == {"of": "tea"}
+    assert deadline == pytest.approx(asking.now + 5, abs=1)
+
+
+def test_a_test_answers_in_the_place_of_another_service(asking: Harness) -> None:
+    asking.answer("prices", {"price": 1})
+    assert asking.call("orders", "tea").data == {"total": 2}
+
+
+def test_a_service_that_says_no_fails_the_handler(asking: Harness) -> None:
+    def no(message: rpcd.Message[Any]) -> None:
+        raise rpcd.RequestFailed("sold out")
+
+    asking.answer("prices", no)
+    with pytest.raises(rpcd.CallFailed, match="sold out"):
+        asking.call("orders", "tea")
+
+
+def test_a_service_that_is_not_there_is_told_at_once(asking: Harness) -> None:
+    with pytest.raises(rpcd.Unroutable, match="`answer` stands in for another service"):
+        asking.call("orders", "tea")
+
+
+def test_a_service_that_keeps_silent_lets_time_pass(asking: Harness) -> None:
+    asking.declare_queue("prices")
+    began = asking.now
+    with pytest.raises(rpcd.CallTimeout, match="no reply within 5 s"):
+        asking.call("orders", "tea")
+    assert asking.now - began == 5
+
+
+def test_a_call_ends_with_the_deadline_of_its_message(asking: Harness) -> None:
+    asking.declare_queue("prices")
+    began = asking.now
+    reply = asking.call("orders", "tea", expiration=2)
+    assert (reply.success, reply.message) == (False, "The deadline has passed")
+    assert asking.now - began == 2
+
+
+def test_a_service_behind_an_exchange_is_stood_in_for() -> None:
+    def ask(message: rpcd.Message[Any]) -> Any:
+        return message.call("shop", "price.tea")
+
+    with Harness({"orders": ask}) as harness:
+        harness.answer("price.*", lambda message: message.routing_key, exchange="shop")
+        assert harness.call("orders").data == {"result": "price.tea"}
+
+
+def test_a_consumer_that_asks_itself_waits_for_ever_unless_it_has_two_workers() -> None:
+    def ask(message: rpcd.Message[Any]) -> Any:
+        return message.call("", "work", "inner") if message.body == "outer" else message.body
+
+    with Harness() as harness:
+        harness.consumer("work", ask, workers=2)
+        assert harness.call("work", "outer").data == {"result": "inner"}
+    with Harness({"work": ask}) as harness, pytest.raises(rpcd.CallTimeout):
+        harness.call("work", "outer")

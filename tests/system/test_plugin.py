@@ -2,10 +2,15 @@
 
 import os
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+from daemon import RPCD
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 PROJECT = {
     "shop.toml": """
@@ -142,3 +147,21 @@ def test_a_rabbitmq_that_is_not_installed_is_told_and_no_skip(project: pathlib.P
     done = run(project, test)
     assert "rabbitmq: RabbitMQ is not installed: install the package rabbitmq-server" in done.stdout
     assert "1 failed" in done.stdout
+
+
+def test_the_example_passes_as_its_first_line_says(tmp_path: pathlib.Path) -> None:
+    shutil.copytree(ROOT / "examples/testing", tmp_path / "example")
+    said = (tmp_path / "example/shop.toml").read_text().partition("\n")[0]
+    command = shlex.split(said.removeprefix("# ").partition(";")[0])
+    assert command[:3] == ["python", "-m", "pytest"]
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path / "example", capture_output=True, text=True, timeout=100
+    )
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_example_is_right_for_a_broker_as_well(url: str) -> None:
+    command = [str(RPCD), "check", "--config", str(ROOT / "examples/testing/shop.toml"), "--broker"]
+    environment = {**os.environ, "RABBITMQ_URL": url}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
