@@ -358,6 +358,29 @@ def archived_and_replayed(message: Message[Any], dated: Route) -> Any:
     return replay_copy(read_properties(copy.properties), copy.body, "", "q", None, "token", NOW)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrong", [-7200, 7200])
+def test_what_a_wrong_clock_of_ours_has_refused_can_be_replayed_when_it_is_right(way: str, wrong: int) -> None:
+    body, settings = WAYS[way]
+    dated = route(3600, **settings)
+    token = sealed("{}" if way == "whole" else VALUE)
+    refused_one = arriving(body(token), NOW + wrong)
+    with pytest.raises(BadMessage):
+        dated.open(refused_one)
+    assert dated.arrival_mark(refused_one) is None
+    replayed = arriving(body(token), NOW + 60)
+    dated.open(replayed)
+    assert dated.arrival_mark(replayed) is not None
+
+
+def test_what_was_refused_for_its_shape_keeps_its_first_arrival() -> None:
+    dated = route(60, kind=AttrsOrder)
+    message = arriving({"card": sealed(VALUE), "pin": "plain"})
+    with pytest.raises(BadMessage):
+        dated.open(message)
+    assert dated.arrival_mark(message) is not None
+
+
 def test_a_forged_first_arrival_makes_no_token_younger() -> None:
     old = sealed(VALUE, NOW - 61)
     whole = json.dumps({"password": old}).encode()
