@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rpcd.core.errors import (
     BadMessage,
     BadReply,
+    BadValue,
     CallError,
     CallFailed,
     CallInterrupted,
@@ -27,7 +28,9 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Message, Reply
+from rpcd.core.patterns import Output, pull, respond, subscribe
 from rpcd.core.registration import message_handler
+from rpcd.core.secret import Secret
 
 if TYPE_CHECKING:
     from rpcd.client import AsyncClient, Client, TwistedClient
@@ -38,6 +41,7 @@ __all__ = [
     "AsyncClient",
     "BadMessage",
     "BadReply",
+    "BadValue",
     "CallError",
     "CallFailed",
     "CallInterrupted",
@@ -48,6 +52,7 @@ __all__ = [
     "HaltConsumer",
     "Message",
     "Nack",
+    "Output",
     "PermanentFailure",
     "PublishError",
     "PublishRefused",
@@ -56,10 +61,14 @@ __all__ = [
     "RequestFailed",
     "Retry",
     "RpcdError",
+    "Secret",
     "TwistedClient",
     "Unroutable",
     "__version__",
     "message_handler",
+    "pull",
+    "respond",
+    "subscribe",
 ]
 
 _CLIENTS = ("AsyncClient", "Client", "TwistedClient")

@@ -4,32 +4,27 @@ Nothing is connected and no thread is started. Handlers are imported, which runs
 """
 
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 
 from rpcd import modes
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.tls import check_files
-from rpcd.core import lint, overlay
-from rpcd.core.codec import Codec
+from rpcd.assembly import assembled, beside
+from rpcd.core import overlay
+from rpcd.core.building import Handlers, build
 from rpcd.core.copies import Circumstances
-from rpcd.core.errors import Problem, SettingsError
-from rpcd.core.handler import HandlerError, Target
+from rpcd.core.errors import Problem
 from rpcd.core.load import load
-from rpcd.core.policy import Policy
-from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced, unreachable
-from rpcd.core.reply import Replies
-from rpcd.core.routes import Choose, Route, Stray, by_exchange, lane_key
+from rpcd.core.registered import traced
+from rpcd.core.registration import Registered
 from rpcd.core.settings import Settings
-from rpcd.core.topology import Bind, Declaration, delivery_limit, ephemeral, plan_consumer
+from rpcd.core.topology import Bind, Declaration, delivery_limit, plan_consumer
 from rpcd.files import parse
-from rpcd.importing import check_start, checked_target, imported
-from rpcd.namespaces import bound, find
 from rpcd.ops import health
 
 CONFIG = "RPCD_CONFIG"
@@ -37,12 +32,6 @@ CONFIG = "RPCD_CONFIG"
 
 VIRTUAL_HOST = "RPCD_VIRTUAL_HOST"
 """The environment variable that names the virtual host, and so its overlay, when the command line does not."""
-
-Handlers: TypeAlias = Target | Mapping[str, Target]
-"""A consumer's handler; or several, each under the exchange whose messages it is for."""
-
-LONGEST_IN_PROCESS = 60.0
-"""Seconds that a message is kept in the process for another attempt when its queue dies with the connection."""
 
 
 def read(path: str, environment: Mapping[str, str], virtual_host: str | None = None) -> tuple[Settings, list[Problem]]:
@@ -61,7 +50,7 @@ def structured(
     settings, problems = load(
         raw, environment, lambda name: (place / name).read_text(encoding="utf-8"), virtual_host=virtual_host
     )
-    settings = _beside(settings, place)
+    settings = beside(settings, place)
     problems += [Problem(f"broker.tls.{name}", what) for name, what in check_files(settings.broker.tls)]
     for index, directory in enumerate(settings.service.path):
         if not Path(directory).is_dir():
@@ -71,51 +60,13 @@ def structured(
     return settings, overlay.placed(problems, raw, virtual_host)
 
 
-def _beside(settings: Settings, place: Path) -> Settings:
-    """Let relative paths begin at the config file's directory, wherever the process was started."""
-    tls, service = settings.broker.tls, settings.service
-    found = {name: str(place / value) for name in ("ca", "certificate", "key") if (value := getattr(tls, name)) is not None}
-    return attrs.evolve(
-        settings,
-        broker=attrs.evolve(settings.broker, tls=attrs.evolve(tls, **found)),
-        service=attrs.evolve(
-            service,
-            path=[str(place / each) for each in service.path],
-            control=service.control and str(place / service.control),
-        ),
-    )
-
-
 def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None = None) -> tuple[Settings, list[Plan]]:
     """Read a config file and import its handlers; raise SettingsError with every problem that there is."""
     raw = parse(path, environment)
-    settings, problems = structured(raw, path, environment, virtual_host)
-    for directory in reversed(settings.service.path):
-        if directory not in sys.path:
-            sys.path.insert(0, directory)
-    found: list[Registered] = []
-    if settings.service.modules:
-        found, wrong = _registered(settings)
-        settings, problems = structured(sections(raw, found), path, environment, virtual_host)
-        if wrong:  # a section that only adds to what a decorator says may lack the rest because of that
-            problems = [each for each in problems if not (each.path.startswith("consumers.") and each.what == "missing")]
-        problems += [*wrong, *clashes(found, settings)]
-    handlers, mistakes = _handlers(settings)
-    problems += mistakes
-    settings = bound(settings, {name: each for name, each in handlers.items() if not isinstance(each, Target)})
-    if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
-        try:
-            check_start(settings.service.on_start)
-        except HandlerError as error:
-            problems.append(Problem("service.on_start", str(error)))
+    found = assembled(raw, lambda tables: structured(tables, path, environment, virtual_host), path, virtual_host)
     laid = overlay.laid(raw, virtual_host)
-    problems = [traced(each, laid, found) for each in problems]
-    problems = overlay.placed(problems, raw, virtual_host)
-    if problems:
-        raise SettingsError(
-            [each if each.path.startswith(PLACE) else attrs.evolve(each, path=f"{path}: {each.path}") for each in problems]
-        )
-    plans = [_located(plan(settings, name, handlers[name]), laid, found) for name in settings.consumers]
+    settings = found.settings
+    plans = [_located(plan(settings, name, found.handlers[name]), laid, found.registrations) for name in settings.consumers]
     return settings, [attrs.evolve(each, config=Path(path).name) for each in plans]
 
 
@@ -131,99 +82,21 @@ def _located(plan: Plan, raw: Mapping[str, Any], found: list[Registered]) -> Pla
     return attrs.evolve(plan, declarations=declarations)
 
 
-def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:
-    """Import [service] modules; return what they register, and what is wrong with them."""
-    modules, problems = [], []
-    for index, name in enumerate(settings.service.modules):
-        where = f"service.modules[{index}]"
-        if not lint.package(name):
-            continue
-        try:
-            module = imported(name, name)
-        except HandlerError as error:
-            problems.append(Problem(where, str(error)))
-            continue
-        modules.append(module)
-        if not registered([module]):
-            problems.append(
-                Problem(
-                    where, f"{name} registers no handler", "mark one with @rpcd.message_handler, or leave the module out"
-                )
-            )
-    found = registered(modules)
-    problems += [
-        Problem(
-            f"{PLACE}{module}:{name}",
-            "no top-level name of its module leads to it, so it would never run",
-            "give it one of its own, and use functools.wraps in decorators above",
-        )
-        for module, name in unreachable(modules, found)
-        if any(each.path.startswith(f"{module}:") for each in found)  # else that is told of the whole module
-    ]
-    return [placed(each, settings) for each in found], problems
-
-
-def _handlers(settings: Settings) -> tuple[dict[str, Handlers], list[Problem]]:
-    """Import the handlers of all consumers; return them by the consumers' names, and what is wrong with them."""
-    handlers: dict[str, Handlers] = {}
-    problems: list[Problem] = []
-    for name, consumer in settings.consumers.items():
-        if consumer.handler is not None and lint.dotted(consumer.handler):
-            try:
-                handlers[name] = checked_target(consumer.handler)
-            except HandlerError as error:
-                problems.append(Problem(f"consumers.{name}.handler", str(error)))
-        elif consumer.namespace is not None and lint.package(consumer.namespace):
-            handlers[name], wrong = find(name, consumer, settings)
-            problems += wrong
-    return handlers, problems
-
-
 def plan(settings: Settings, name: str, handlers: Handlers) -> Plan:
     """Build the plan of one consumer: its routes with everything that is decided at start, and what it declares."""
     section = settings.consumers[name]
     queue = settings.queue_name(section.queue)
-    own = {name for key in settings.queues for name in lint.own_queues(settings, key)}
-    replies = Replies(section.reply, section.reply_via, tuple(section.reply_to_allowed), own, section.max_reply)
-    longest = LONGEST_IN_PROCESS if ephemeral(settings, section.queue) else None
-    by_name = {} if isinstance(handlers, Target) else {settings.exchange_name(key): each for key, each in handlers.items()}
-    targets = [handlers] if isinstance(handlers, Target) else list(by_name.values())
-    first = Route(
-        consumer=name,
-        queue=queue,
-        target=targets[0],
-        codec=Codec(section.accept, targets[0].body),
-        policy=Policy(replies, section.on_error, section.steps, longest),
-        clock=time.time,
-        max_body=section.max_body,
-        config=section.config,
-        key=lane_key(section.lock) if section.lock is not None else None,
-    )
-    routes = (
-        first,
-        *(
-            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number)
-            for number, each in enumerate(targets[1:], start=1)
-        ),
-    )
+    built = build(settings, name, handlers, time.time)
     return Plan(
         name,
-        section,
+        built.section,
         queue,
         queue or section.queue,
         plan_consumer(settings, name),
-        routes,
-        Circumstances(name, targets[0].path, socket.gethostname()),
+        built.routes,
+        Circumstances(name, built.routes[0].target.path, socket.gethostname()),
         settings.service.publish_timeout,
-        tuple(by_name),
-        _choice(dict(zip(by_name, routes, strict=True))) if by_name else None,
+        built.exchanges,
+        built.choose,
         delivery_limit=delivery_limit(settings, section.queue),
     )
-
-
-def _choice(routes: Mapping[str, Route]) -> Choose:
-    """Let the exchange of a message choose among routes; what comes from another one is a bad message."""
-    first = next(iter(routes.values()))
-    nobody = Target("", None, False, False, None, Any)
-    stray = Stray(**{**attrs.asdict(first, recurse=False), "target": nobody, "known": tuple(routes)})
-    return by_exchange(routes, stray)

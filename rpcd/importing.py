@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from rpcd.core import registration
+from rpcd.core import patterns, registration
 from rpcd.core.handler import HandlerError, Target, check_body_type, target
 
-_DECORATOR = str(registration.__file__)
+_DECORATORS = (str(registration.__file__), str(patterns.__file__))
 """Whoever calls `message_handler` wrongly wants to see his own line, not one of it."""
 
 
@@ -33,7 +33,11 @@ def check_start(path: str) -> None:
 
 def checked_target(path: str) -> Target:
     """Import what a handler's dotted path names and check it; raise HandlerError."""
-    value = resolve(path)
+    return looked_at(path, resolve(path))
+
+
+def looked_at(path: str, value: Any) -> Target:
+    """Check what was found at a handler's dotted path; raise HandlerError."""
     try:
         found = target(path, value)
         check_body_type(path, found.body)
@@ -73,7 +77,9 @@ def imported(module_name: str, path: str, hint: str = "") -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise HandlerError(f"{path}: there is no module {error.name!r}; looked in {_places()}{hint}") from None
-        raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
+        way_out = '; pip install "rpcd[pydantic]" (Debian: apt-get install python3-pydantic)'
+        lacking = way_out if error.name == "pydantic" else ""
+        raise HandlerError(f"{path} can't be imported: {_last_place(error)}{lacking}") from error
     except BaseException as error:  # the module is the user's code and may do anything, SystemExit included
         raise HandlerError(f"{path} can't be imported: {_last_place(error)}") from error
 
@@ -86,7 +92,7 @@ def _last_place(error: BaseException) -> str:
     """Say what was raised and on which line of which file."""
     said = traceback.format_exception_only(error)[-1].strip()
     frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", _DECORATOR))), None)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", *_DECORATORS))), None)
     if isinstance(error, SyntaxError) or last is None or last.filename == __file__:
         return said if not isinstance(error, SyntaxError) else f"{said} ({error.filename}, line {error.lineno})"
     return f"{said} ({last.filename}, line {last.lineno})"

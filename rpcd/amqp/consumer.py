@@ -275,7 +275,7 @@ class Consumer:
         """Drop the connection at once: everything unsettled goes back to the broker; return how much that is."""
         left = 0 if self.settlement.ledger.closed else self.settlement.ledger.unsettled
         self.draining = True
-        self.workers.hold()
+        self.workers.abandon()
         self.brake.stop()
         self.connection.again("stopped before its handlers had finished")
         self.connection.stop()

@@ -15,7 +15,7 @@ from twisted.internet.defer import DeferredList
 from twisted.internet.task import deferLater
 
 from rpcd.amqp.publisher import Publisher
-from rpcd.core.copies import Circumstances, archive_copy, archive_queue, retry_copy
+from rpcd.core.copies import Circumstances, copy_of
 from rpcd.core.errors import PublishError, PublishTimeout, Unroutable
 from rpcd.core.message import Message
 from rpcd.core.outgoing import Outgoing
@@ -80,15 +80,12 @@ class OutcomePublisher:
         return job.route.judge(failures[0], job.message)
 
     async def _copy(self, job: Job, outcome: Outcome) -> Outcome:
-        message = job.message
-        token = os.urandom(8).hex()
-        if outcome.verdict is Verdict.RETRY and not self.in_process:
-            copy = retry_copy(message, self.title, outcome.step, outcome.count, outcome.nacks, token)
-        elif outcome.verdict is Verdict.ARCHIVE:
-            who = attrs.evolve(self.who, handler=job.route.target.path)
-            copy = archive_copy(message, archive_queue(self.title), who, outcome.reason, outcome.error, time.time(), token)
-        else:
+        wanted = outcome.verdict is Verdict.ARCHIVE or (outcome.verdict is Verdict.RETRY and not self.in_process)
+        if not wanted:
             return outcome
+        who = attrs.evolve(self.who, handler=job.route.target.path)
+        arrival = job.route.arrival_mark(job.message)
+        copy = copy_of(outcome, job.message, self.title, who, time.time(), os.urandom(8).hex(), arrival)
         try:
             await self.publisher.copy(copy)
         except Unroutable as error:

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable
 from contextvars import ContextVar
 from typing import Any
 
+from rpcd.core.errors import PASSED, DeadlinePassed
 from rpcd.core.handler import Handler
 from rpcd.core.message import Message
 from rpcd.core.pipeline import Job
@@ -32,6 +33,11 @@ class Running:
         """Whether its place has been given to another task already."""
         self.trace: str | None = None
         self.unconfirmed: dict[Publication, None] | None = None
+
+    def write_off(self, now: float, trace: str) -> None:
+        """Count for nothing from now on; `trace` tells where it hung."""
+        self.trace, self.since, self.overdue = trace, now, self.job
+        self.job.message.cancel()
 
 
 class Publication:
@@ -60,12 +66,58 @@ async def _wait(publication: Publication) -> None:
     await publication
 
 
+class Alarm:
+    """Cancels a task when the deadline of its message passes, by the clock that deadlines are kept by; loop only."""
+
+    __slots__ = ("_handle", "_loop", "_message", "_task", "rang")
+
+    def __init__(self, message: Message[Any], task: "asyncio.Task[Any]") -> None:
+        """Set it."""
+        self._message = message
+        self._task = task
+        self._loop = task.get_loop()
+        self.rang = False
+        self._set(message.remaining or 0.0)
+
+    def _set(self, seconds: float) -> None:
+        self._handle = self._loop.call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        if self._message.remaining:  # the clock was put back, or a timer has fired early
+            self._set(self._message.remaining)
+        else:
+            self.rang = True
+            self._task.cancel(PASSED)
+
+    def stop(self) -> None:
+        """Cancel nothing any more, and let go of the task, whose failure leads back here."""
+        self._handle.cancel()
+        del self._task
+
+
+async def _in_time(handler: Handler, message: Message[Any], running: Running) -> Any:
+    """Await a handler until its deadline passes, then cancel it; what it returns all the same counts."""
+    alarm = Alarm(message, running.task)  # type: ignore[arg-type]  # it is the one that runs this
+    try:
+        return await handler(message)
+    except asyncio.CancelledError:
+        if not alarm.rang or running.overdue is not None:
+            raise
+        raise DeadlinePassed(PASSED) from None
+    finally:
+        alarm.stop()
+
+
 def confirmed(handler: Handler) -> Handler:
-    """Fold a handler so that it ends only when what it published at once, and forgot to await, is confirmed."""
+    """Fold a handler so that its deadline ends it, and it ends only when what it published at once is confirmed.
+
+    What it forgot to await, that is.
+    """
 
     async def call(message: Message[Any]) -> Any:
-        value = await handler(message)
-        if unconfirmed := CURRENT.get().unconfirmed:
+        running = CURRENT.get()
+        value = await (handler(message) if message.deadline is None else _in_time(handler, message, running))
+        if unconfirmed := running.unconfirmed:
             ends = await asyncio.gather(*map(_wait, unconfirmed), return_exceptions=True)
             for error in ends:
                 if isinstance(error, BaseException):

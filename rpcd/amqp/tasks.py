@@ -161,7 +161,7 @@ class Tasks(Crew):
                 yield self._write_off(found, now, stack)
 
     def _write_off(self, running: Running, now: float, trace: str) -> Job:
-        running.trace, running.since, running.overdue = trace, now, running.job
+        running.write_off(now, trace)
         self.thread.call(self._cancel, running)
         return running.job
 

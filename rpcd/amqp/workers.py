@@ -121,6 +121,7 @@ class Workers(Crew):
             job, since = worker.job, worker.since
             if job is not None and not job.claimed and worker.overdue is None and now - since > limit and worker.job is job:
                 worker.overdue = job
+                job.message.cancel()
                 self._start_one()
                 yield job
 

@@ -1,46 +1,20 @@
 """Content type <-> objects: strict JSON, text and raw bytes, and which of them a consumer accepts."""
 
-import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import msgspec
-
+from rpcd.core.bodies import Decode, Hook, decode_json
+from rpcd.core.encoding import encode_json
 from rpcd.core.errors import BadMessage
 from rpcd.core.tables import ShortString
+
+__all__ = ["ANY", "JSON", "RAW", "TEXT", "Codec", "check_encoding", "decode_json", "decode_raw", "decode_text"]
+__all__ += ["Decode", "Hook", "encode_body", "encode_json"]
 
 JSON = "application/json"
 TEXT = "text/plain"
 RAW = "application/octet-stream"
 ANY = "*/*"
-
-Decode = Callable[[bytes], Any]
-
-_encoder = msgspec.json.Encoder()
-
-
-def encode_json(value: Any) -> bytes:
-    """Encode a value as JSON; raise TypeError or ValueError when JSON has no form for it."""
-    try:
-        encoded = _encoder.encode(value)
-    except RecursionError as error:
-        raise ValueError("the value is nested too deeply, or contains itself") from error
-    if b"null" in encoded:
-        _check_finite(msgspec.to_builtins(value))
-    return encoded
-
-
-def _check_finite(value: Any) -> None:
-    """Raise ValueError for NaN and infinity, which JSON has no form for: they would arrive as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"JSON has no form for {value}")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            _check_finite(item)
 
 
 def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:
@@ -50,48 +24,6 @@ def encode_body(body: Any, content_type: str | None) -> tuple[bytes, str]:
     if isinstance(body, str) and content_type is not None and content_type.startswith("text/"):
         return body.encode(), content_type
     return encode_json(body), content_type or JSON
-
-
-def decode_json(kind: Any) -> Decode:
-    """Build a strict JSON decoder for a type; `Any` takes every JSON value.
-
-    The decoder raises BadMessage with place and reason, never with a value. Raises TypeError for a type that msgspec does
-    not know.
-    """
-    decode = msgspec.json.Decoder(kind).decode
-
-    def opened(payload: bytes) -> Any:
-        try:
-            return decode(payload)
-        except msgspec.ValidationError as error:
-            raise BadMessage(*_without_values(str(error))) from None
-        except msgspec.DecodeError as error:
-            raise BadMessage("body", "empty" if not payload else str(error)) from None
-        except UnicodeDecodeError:
-            raise BadMessage("body", "not UTF-8") from None
-        except RecursionError:
-            raise BadMessage("body", "JSON is nested too deeply") from None
-
-    return opened
-
-
-_PLACE = re.compile(r" - at `(?:key` in `)?\$([^`]*)`$")
-_SAFE = re.compile(
-    r"Expected `[^`]*`(?:, got `[^`]*`| matching regex .*| [<>=]+ [-0-9.e]+| of length .*|.* multiple of .*)?"
-    r"|Object missing required field `[^`]*`"
-    r"|Integer value out of range|Number out of range"
-    r"|Invalid (?:RFC3339 encoded \w+|UUID|base64 encoded string|decimal string|epoch timestamp|ISO8601 duration)"
-    r"|(Invalid enum value|Invalid value|Object contains unknown field) .*",
-    re.DOTALL,
-)
-
-
-def _without_values(text: str) -> tuple[str, str]:
-    """Split msgspec's words into place and reason; what could be a value of the body, or a user's own words, is left out."""
-    found = _PLACE.search(text)
-    reason, place = (text[: found.start()], found[1]) if found else (text, "")
-    safe = _SAFE.fullmatch(reason)
-    return "body" + place, "not valid" if safe is None else safe[1] or reason
 
 
 def decode_text(payload: bytes) -> str:
@@ -107,6 +39,24 @@ def decode_raw(payload: bytes) -> bytes:
     return payload
 
 
+def _decoders(kind: Any, hook: Hook | None) -> tuple[Decode, Decode, Decode]:
+    """Build the decoders of JSON, of text and of all other content for a type: what they return is of it."""
+    if kind is bytes:
+        return decode_raw, decode_raw, decode_raw
+    json = decode_json(kind, hook)
+    if kind is Any:
+        return json, decode_text, decode_raw
+
+    def text(payload: bytes) -> Any:
+        return json(encode_json(decode_text(payload)))
+
+    return json, text, _refuse_bytes
+
+
+def _refuse_bytes(_payload: bytes) -> Any:
+    raise BadMessage("content_type", "bytes can't be what the handler's annotation asks for")
+
+
 class Codec:
     """What one consumer accepts, and how each content type is decoded; built once at start.
 
@@ -114,20 +64,21 @@ class Codec:
     must be UTF-8; a content encoding other than UTF-8 or identity is refused, for nothing may be unpacked unasked.
     """
 
-    def __init__(self, accept: Iterable[str], kind: Any = Any) -> None:
-        """Build decoders for the accepted types; `kind` is what the handler wants its body to be."""
+    def __init__(self, accept: Iterable[str], kind: Any = Any, hook: Hook | None = None) -> None:
+        """Build decoders for the accepted types; `kind` is what the handler wants its body to be.
+
+        `hook` makes the values of rpcd's own types in it.
+        """
         self.accept = tuple(accept)
         self._decoders: dict[ShortString | None, Decode] = {}
-        json = decode_raw if kind is bytes else decode_json(kind)
+        self._json, text, raw = _decoders(kind, hook)
         for accepted in self.accept:
             if accepted == ANY:
-                self._decoders |= {ANY: decode_raw, JSON: json, TEXT: decode_text}
-            elif kind is bytes:
-                self._decoders[accepted] = decode_raw
+                self._decoders |= {ANY: raw, JSON: self._json, TEXT: text}
             elif accepted == JSON or accepted.endswith("+json"):
-                self._decoders[accepted] = json
+                self._decoders[accepted] = self._json
             else:
-                self._decoders[accepted] = decode_text if accepted.startswith("text/") else decode_raw
+                self._decoders[accepted] = text if accepted.startswith("text/") else raw
         self._decoders[None] = self._decoders[self.accept[0]]
 
     def decoder(self, content_type: ShortString | None, content_encoding: ShortString | None) -> Decode:

@@ -63,7 +63,9 @@ class Consumer:
         "How many messages the broker sends ahead; twice the workers (more with a lock).", None
     )
     lock: str | None = setting(
-        "What only one message at a time may have in common: body.NAME, headers.NAME, routing_key, or * for all.", None
+        "What only one message at a time may have in common: body.NAME, headers.NAME, routing_key, or * for all; "
+        "empty for nothing. What the handler says by its attribute `lock` if not set.",
+        None,
     )
     time_limit: Seconds = setting("How long a handler may run.", Seconds(600.0))
     on_error: Literal["auto", "reply", "retry", "archive", "requeue", "drop", "halt"] = setting(
@@ -81,11 +83,24 @@ class Consumer:
     accept: list[str] = setting("Content types that are opened; messages without one are taken as the first.", [JSON])
     max_body: Positive = setting("Bytes that a body may have.", Positive(16 * 1024 * 1024))
     max_reply: Positive = setting("Bytes that a reply may have.", Positive(8 * 1024 * 1024))
+    secret_fields: list[str] | None = setting(
+        "Fields at the top level of a body that must be Fernet tokens. If there are keys, these of a body without a type: "
+        "secret_values, passphrase, password, admin_password, database_user_password.",
+        None,
+    )
+    secrets: Literal["required", "opportunistic"] = setting(
+        "Whether plain text in a secret field is refused, or every field that happens to be a token is opened.", "required"
+    )
+    encrypted: bool = setting("Whether each body as a whole is a Fernet token.", False)
     arguments: dict[str, Any] = setting("Arguments of the consumer for the broker (x-priority), verbatim.", {})
     exclusive: bool = setting("Whether no other consumer may have the queue.", False)
     retry: Retry = setting("When a message is tried again.", Retry())
     archive: Archive = setting("Where a message goes that was given up.", Archive())
     kill_switch: KillSwitch = setting("When to stop trying because everything fails.", KillSwitch())
+    layers: list[Name] = setting(
+        "Layers around its handlers, within those of [service], the outermost first: dotted paths, or [layers] sections.",
+        [],
+    )
     config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {}, secret=True)
 
     @property
@@ -99,6 +114,6 @@ class Consumer:
         """The prefetch that is asked for: as set, or a default that fits workers and lock."""
         if self.prefetch is not None:
             return self.prefetch
-        if self.lock is None:
+        if not self.lock:
             return 2 * self.workers
         return 2 if self.lock == "*" else max(8 * self.workers, 64)

@@ -26,6 +26,10 @@ MAX_EXIT_CODE = 255
 """A process has 8 bits for it: more would end it with another code than was asked for."""
 
 
+LONGEST_TEXT = 800
+"""Characters that several faults of one body take at most in a line of the log; the reply has them one by one."""
+
+
 class ReplyCode(enum.IntEnum):
     """AMQP's numbers for why a channel or connection was closed, those that rpcd acts on; AMQP 0-9-1, section 1.1."""
 
@@ -63,8 +67,8 @@ class RpcdError(Exception):
 class RequestFailed(RpcdError):
     """Answer the request with `success` false; the message itself is done with."""
 
-    def __init__(self, message: str | None = None, data: Mapping[str, Any] | None = None) -> None:
-        """Say what the caller is told; both parts leave the process as they are."""
+    def __init__(self, message: str | None = None, data: Any = None) -> None:
+        """Say what the caller is told; both parts leave the process as they are. `data` is what a handler may return."""
         super().__init__(message)
         self.message = message
         self.data = data
@@ -117,17 +121,39 @@ class HaltConsumer(RpcdError):
 # What may happen to a message besides -------------------------------------------------------------
 
 
-class BadMessage(RpcdError):
-    """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
+class Faulty(RpcdError):
+    """A body is not what was asked for."""
 
-    def __init__(self, place: str, reason: str) -> None:
-        """Name the place and the reason, never a value: both are sent to the caller and written to the archive."""
+    def __init__(self, place: str, reason: str, faults: Sequence[tuple[str, str]] = (), more: int = 0) -> None:
+        """Name the place and the reason, never a value: both are sent to the caller and written to the archive.
+
+        Where all faults are looked for, `faults` has place and reason of each, the first included, but for `more` others.
+        """
         super().__init__(place, reason)
         self.place = place
         self.reason = reason
+        self.faults = tuple(faults)
+        self.more = more
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+        text, left = f"{self.place}: {self.reason}", self.more + len(self.faults[1:])
+        for place, reason in self.faults[1:]:
+            if len(text) + len(place) + len(reason) > LONGEST_TEXT:
+                break
+            text, left = f"{text}; {place}: {reason}", left - 1
+        return f"{text}; and {left} more" if left else text
+
+
+class BadMessage(Faulty):
+    """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
+
+
+class BadValue(RpcdError, ValueError):
+    """One value of a body is not valid, said in words that are sent on: rpcd adds the place.
+
+    A type of the user's may raise it where it checks its values, in `__post_init__` or in a validator of attrs or pydantic.
+    Other exceptions' words are not sent on, for they may hold a value.
+    """
 
 
 class ReplyRefused(RpcdError):
@@ -198,17 +224,8 @@ class CallInterrupted(CallError):
     """The connection ended before the reply came; the request may or may not have been handled, and is not sent again."""
 
 
-class BadReply(CallError):
-    """The reply is not what was asked for: no envelope, a wrong shape."""
-
-    def __init__(self, place: str, reason: str) -> None:
-        """Name the place and the reason, never a value."""
-        super().__init__(place, reason)
-        self.place = place
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+class BadReply(Faulty, CallError):
+    """The reply is not what was asked for: no envelope, a wrong shape. Its text names place and reason, never a value."""
 
 
 # What an operator gets to see ---------------------------------------------------------------------

@@ -12,12 +12,13 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import attrs
-import msgspec
 
+from rpcd.core import bodies
+from rpcd.core.locks import own_lock
 from rpcd.core.message import Message
 
 Handler: TypeAlias = Callable[[Message[Any]], Any]
@@ -49,17 +50,22 @@ class Target:
     """The type that the handler's annotation wants the body to be; `Any` without one."""
     is_async: bool = False
     """Whether it returns what is to be awaited, on a loop."""
+    lock: str | None = None
+    """The lock that it names itself, for when the config names none."""
+    layers: tuple[Layer, ...] = ()
+    """What is folded around it, the outermost first."""
 
-    def make(self, config: Mapping[str, Any], layers: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
+    def make(self, config: Mapping[str, Any], inner: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
         """Make the handler of one worker and return it folded into its layers, with the bare object.
 
-        Called in the worker's own thread, or on the loop; what the constructor raises comes through.
+        `inner` are layers of rpcd's own, between the others and the handler. Called in the worker's own thread, or on the
+        loop; what the constructor or a layer raises comes through.
         """
         made = self.value
         if self.per_worker:
             made = self.value(config) if self.takes_config else self.value()
         handler: Handler = made
-        for layer in reversed(layers):
+        for layer in reversed((*self.layers, *inner)):
             handler = layer(handler)
         return handler, made
 
@@ -71,16 +77,23 @@ def target(path: str, value: Any) -> Target:
     if not inspect.isclass(value):
         called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
-        return Target(path, value, False, False, None, body_type(called), _is_async(called))
+        return Target(path, value, False, False, None, body_type(called), awaits(called), _lock(path, value))
     if inspect.isabstract(value) or getattr(value, "_is_protocol", False):
         raise HandlerError(f"{path} is an abstract class, of which no instance can be made")
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
     if "__call__" not in {name for base in value.__mro__[:-1] for name in vars(base)} or called is None:
         raise HandlerError(f"{path} is a class without a __call__(self, message) method")
     _check_call(path, called, 1)
-    is_async = _is_async(called)
+    is_async = awaits(called)
     shutdown = _shutdown(path, value, is_async)
-    return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async)
+    return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async, _lock(path, value))
+
+
+def _lock(path: str, value: Any) -> str | None:
+    try:
+        return own_lock(value)
+    except (TypeError, ValueError) as error:
+        raise HandlerError(f"{path}.lock: {error}") from None
 
 
 def all_async(targets: Iterable[Target]) -> bool:
@@ -103,7 +116,8 @@ def _bare(called: Any) -> Any:
     return called if inspect.isroutine(called) or inspect.isclass(called) else type(called).__call__
 
 
-def _is_async(called: Any) -> bool:
+def awaits(called: Any) -> bool:
+    """Tell whether calling it returns what is to be awaited, as far as that can be seen from outside."""
     return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(_bare(called))
 
 
@@ -206,7 +220,7 @@ def body_type(called: Callable[..., Any]) -> Any:
     """
     bare = called.func if isinstance(called, functools.partial) else called
     try:
-        hints = typing.get_type_hints(bare)
+        hints = typing.get_type_hints(bare, include_extras=True)
     except Exception as error:  # noqa: BLE001  # annotations are the user's code: names for type checkers only, say
         for said in getattr(bare, "__annotations__", {}).values():
             if "Message[" in str(said):  # else what it asks for would silently not be checked
@@ -214,36 +228,16 @@ def body_type(called: Callable[..., Any]) -> Any:
         return Any
     hints.pop("return", None)
     for hint in hints.values():
-        if typing.get_origin(hint) is Message:
-            (body,) = typing.get_args(hint)
-            return Any if isinstance(body, typing.TypeVar) else body
+        for each in (hint, *typing.get_args(hint)):  # it may stand in a union, or in Annotated
+            if typing.get_origin(each) is Message:
+                (body,) = typing.get_args(each)
+                return Any if isinstance(body, typing.TypeVar) else body
     return Any
-
-
-def _parts(info: Any, seen: set[int]) -> Iterator[Any]:
-    """Go through a type and everything that it is made of."""
-    if id(info) in seen:
-        return
-    seen.add(id(info))
-    yield info
-    if isinstance(info, tuple | list):
-        for each in info:
-            yield from _parts(each, seen)
-    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
-        for name in info.__struct_fields__:
-            if name not in ("cls", "default", "default_factory"):
-                yield from _parts(getattr(info, name), seen)
 
 
 def check_body_type(path: str, kind: Any) -> None:
     """Raise HandlerError for a body type that messages can't be decoded to."""
-    if kind is Any or kind is bytes:
-        return
     try:
-        info = msgspec.inspect.type_info(kind)
-    except (TypeError, NameError) as error:
+        bodies.check(kind)
+    except Exception as error:  # noqa: BLE001  # the type is the user's, and looking at it may run his code
         raise HandlerError(f"{path}: a body can't be decoded to {kind!r}: {error}") from None
-    if any(isinstance(each, msgspec.inspect.CustomType) for each in _parts(info, set())):
-        raise HandlerError(
-            f"{path}: a body can't be decoded to {kind!r}: use a dataclass, attrs class, TypedDict, Struct or builtin type"
-        )

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rpcd.core import keys
 from rpcd.core.copies import archive_queue, retry_queue
 from rpcd.core.errors import Problem
+from rpcd.core.locks import lane_key
 from rpcd.core.retry import milliseconds
-from rpcd.core.routes import lane_key
 from rpcd.core.settings import Consumer, Exchange, Queue, Settings
 from rpcd.core.tables import MAX_SHORT, table
 from rpcd.core.topology import kind_of
@@ -46,6 +47,7 @@ def lint(settings: Settings) -> list[Problem]:
         *_twice(settings),
         *_consumers(settings),
         *_shared(settings),
+        *keys.problems(settings),
     ]
 
 
@@ -163,7 +165,7 @@ def _consumers(settings: Settings) -> Iterator[Problem]:
         yield from _retry(path, consumer, settings)
         yield from _archive(path, consumer)
         yield from _arguments(f"{path}.arguments", consumer.arguments)
-        if consumer.lock is not None:
+        if consumer.lock:
             try:
                 lane_key(consumer.lock)
             except ValueError as error:

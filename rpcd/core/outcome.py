@@ -143,8 +143,14 @@ def _halt(case: Case) -> Outcome:
 
 
 def _bad_message(case: Case) -> Outcome:
-    reply = case.failure(f"Bad message: {case.error}", {"place": case.error.place, "reason": case.error.reason})
-    return Outcome(Verdict.ARCHIVE, f"bad message: {case.error}", reply=reply)
+    error = case.error
+    data = {"place": error.place, "reason": error.reason}
+    if error.faults:
+        data["faults"] = [{"place": place, "reason": reason} for place, reason in error.faults]
+        if error.more:
+            data["more"] = error.more
+    reply = case.failure(f"Bad message: {error}", data)
+    return Outcome(Verdict.ARCHIVE, f"bad message: {error}", reply=reply)
 
 
 def _reply_refused(case: Case) -> Outcome:
@@ -209,10 +215,6 @@ ON_ERROR: dict[str, Callable[[Case], Outcome]] = {
 """What `on_error` may be, and what it does with an exception that has no row of its own."""
 
 
-def _retry_row(case: Case) -> Outcome:
-    return _retry(case, case.error.delay)
-
-
 TABLE: tuple[Rule, ...] = (
     Rule("returned", "ack", "`success` true", None, lambda _case: ACKED),
     Rule(
@@ -241,7 +243,7 @@ TABLE: tuple[Rule, ...] = (
         "a copy to the next retry step that is long enough (else the longest); archive when attempts are spent",
         "only when spent",
         errors.Retry,
-        _retry_row,
+        lambda case: _retry(case, case.error.delay),
     ),
     Rule("`PermanentFailure(reason)`", "a copy to the archive", "`success` false", errors.PermanentFailure, _permanent),
     Rule(
@@ -252,7 +254,7 @@ TABLE: tuple[Rule, ...] = (
         _halt,
     ),
     Rule(
-        "the body can't be opened (bad JSON, wrong shape)",
+        "the body can't be opened (bad JSON, bad token, wrong shape)",
         "archive",
         "`success` false with place and reason, never a value",
         errors.BadMessage,

@@ -8,14 +8,14 @@ broker's permissions can't narrow that, so the name check here is what keeps a c
 import base64
 import binascii
 import fnmatch
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import attrs
 import msgspec
 
-from rpcd.core.codec import encode_body, encode_json
+from rpcd.core.codec import encode_body
+from rpcd.core.encoding import encode_json
 from rpcd.core.errors import ReplyRefused, ReplyUnencodable
 from rpcd.core.message import Message, Reply
 from rpcd.core.outgoing import DIRECT_REPLY_TO, Outgoing
@@ -139,7 +139,7 @@ class Replies:
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise ReplyUnencodable(f"the reply can't be encoded: {error}") from error
 
-    def failure(self, message: Message[Any], text: str | None, data: Mapping[str, Any] | None = None) -> Outgoing:
+    def failure(self, message: Message[Any], text: str | None, data: Any = None) -> Outgoing:
         """Encode a failure; it is the same document in every form. Raise ReplyUnencodable when it can't be sent."""
         try:
             return self._envelope(message, b"false", data, text)

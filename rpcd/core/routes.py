@@ -1,7 +1,5 @@
 """Which handler answers which messages, with which policy; what can be decided is decided when a route is built."""
 
-import copy
-import operator
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +9,7 @@ import attrs
 from rpcd.core.codec import Codec
 from rpcd.core.errors import BadMessage, Expired
 from rpcd.core.handler import Handler, Layer, Target, check_finished
+from rpcd.core.locks import Key
 from rpcd.core.message import ENDED, EXCHANGE_HEADER, ROUTING_KEY_HEADER, Message
 from rpcd.core.outcome import judge, success
 from rpcd.core.policy import Policy
@@ -18,14 +17,7 @@ from rpcd.core.retry import COUNT_HEADER, NACK_HEADER, counted, deadline
 from rpcd.core.tables import Headers, fits
 from rpcd.core.verdict import Outcome
 
-ALONE = "*"
-"""The lock that serialises a whole consumer."""
-
 MAX_NACKS = 1_000_000
-
-Key = Callable[[Message[Any]], Any]
-
-_PLAIN = (str, int, float, bytes, type(None))
 
 
 @attrs.define
@@ -41,15 +33,14 @@ class Route:
     """Seconds since the epoch."""
     max_body: int = 16 * 1024 * 1024
     config: Mapping[str, Any] = attrs.field(factory=dict)
-    layers: tuple[Layer, ...] = ()
     key: Key | None = None
     """The lane of an opened message; None when the consumer has no lock."""
     number: int = 0
     """Its place among the routes of its consumer, and so that of its handler among a worker's."""
 
-    def make_handler(self) -> tuple[Handler, Any]:
-        """Make the handler of one worker, folded into its layers, and return it with the bare object."""
-        return self.target.make(self.config, self.layers)
+    def make_handler(self, *inner: Layer) -> tuple[Handler, Any]:
+        """Make the handler of one worker, folded into its layers (and `inner` ones), and return it with the bare object."""
+        return self.target.make(self.config, inner)
 
     def open(self, message: Message[Any]) -> None:
         """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or Expired."""
@@ -95,6 +86,10 @@ class Route:
         message.published = ENDED  # a thread or task that the handler has left behind is told so
         return outcome
 
+    def arrival_mark(self, _message: Message[Any]) -> str | None:
+        """Return what tells on a copy when the message came for the first time; None where that does not count."""
+        return None
+
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
         """Return the outcome of an exception."""
         return judge(error, message, self.policy, self.clock())
@@ -138,39 +133,3 @@ def origin(message: Message[Any], queue: str) -> tuple[str, str]:
     if isinstance(exchange, str) and isinstance(key, str | bytes) and fits(exchange) and fits(key):
         return exchange, typing.cast("str", key)
     return message.exchange, message.routing_key
-
-
-def lane_key(path: str) -> Key:
-    """Build the function that reads a lane's key from an opened message.
-
-    A path is `routing_key`, `headers.NAME`, `body.NAME[.NAME...]` or `*`. A message that lacks it is a bad message: run
-    without its lock it could meet another of the same key. Raises ValueError for any other path.
-    """
-    if path == ALONE:
-        return lambda _message: ALONE
-    if path == "routing_key":
-        return operator.attrgetter("routing_key")
-    root, *names = path.split(".")
-    if root not in ("body", "headers") or not names or not all(names):
-        raise ValueError("expected `routing_key`, `headers.NAME`, `body.NAME` or `*`")
-
-    def key(message: Message[Any]) -> Any:
-        value: Any = message.body if root == "body" else message.headers
-        for name in names:
-            value = _member(value, name, path)
-        try:
-            hash(value)
-        except TypeError:
-            raise BadMessage(path, f"{type(value).__name__} can't be a lock's key") from None
-        return value if isinstance(value, _PLAIN) else copy.deepcopy(value)  # the handler may change what it was sent
-
-    return key
-
-
-def _member(value: Any, name: str, path: str) -> Any:
-    if isinstance(value, Mapping):
-        if name in value:
-            return value[name]
-    elif hasattr(value, name):
-        return getattr(value, name)
-    raise BadMessage(path, "missing; the lock of this consumer needs it")

@@ -66,6 +66,14 @@ class Broker:
     )
     connect_timeout: Seconds = setting("How long one host may take to accept a connection and a login.", Seconds(10.0))
     tls: Tls = setting("Certificates for amqps://.", Tls())
+    fernet_keys: list[str] = setting(
+        "Fernet keys that encrypted values are opened with, newest first; a string may hold several, one a line.",
+        [],
+        secret=True,
+    )
+    fernet_ttl: Seconds | None = setting(
+        "How old an encrypted value may be when its message arrives for the first time; of any age if not set.", None
+    )
 
 
 @attrs.frozen
@@ -77,6 +85,9 @@ class Service:
     )
     modules: list[Name] = setting(
         "Modules that are imported for their @rpcd.message_handler registrations, each a queue and a consumer.", []
+    )
+    layers: list[Name] = setting(
+        "Layers around the handlers of all consumers, the outermost first: dotted paths, or [layers] sections.", []
     )
     on_start: str | None = setting("Dotted path of a function that is called without arguments before rpcd connects.", None)
     drain_timeout: Seconds = setting(
@@ -164,6 +175,12 @@ class Settings:
     exchanges: dict[str, Exchange] = setting("Exchanges to be declared.", {})
     queues: dict[str, Queue] = setting("Queues to be declared.", {})
     consumers: dict[str, Consumer] = setting("Queues and their handlers.", {})
+    layers: dict[str, dict[str, Any]] = setting(
+        "Layers by the names that `layers` of [service] and [consumers.NAME] use; `layer` is the dotted path, all else is "
+        "handed to it.",
+        {},
+        secret=True,
+    )
     virtual_hosts: dict[str, dict[str, Any]] = setting(
         "Sections that are laid over those above for --virtual-host NAME; broker.virtual_host is then NAME.",
         {},

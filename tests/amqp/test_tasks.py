@@ -24,7 +24,7 @@ from rpcd.amqp.tasks import BLOCKED_SECONDS, CANCEL_SECONDS, Tasks
 from rpcd.amqp.worker import DaemonPool
 from rpcd.core.errors import Drop, HaltConsumer
 from rpcd.core.ledger import Ledger
-from rpcd.core.message import Message
+from rpcd.core.message import Message, Source
 from rpcd.core.pipeline import Job
 from rpcd.core.verdict import Verdict
 
@@ -468,6 +468,18 @@ def test_held_tasks_start_nothing_until_they_are_resumed(crew: MakeCrew) -> None
     it.until(1)
 
 
+def test_what_runs_is_told_when_nobody_waits_for_it_any_more_and_nothing_else_starts(crew: MakeCrew) -> None:
+    gate = Gate()
+    it = crew(gate, workers=1)
+    runs, waits = it.give("a", "b")
+    gate.entered("a")
+    it.tasks.abandon()
+    assert (runs.message.cancelled, waits.message.cancelled, it.tasks.held) == (True, False, True)
+    gate.let("a", "b")
+    it.until(1)
+    assert it.verdicts() == [Verdict.ACK]
+
+
 def test_a_nudge_wakes_the_loop_for_what_waits(crew: MakeCrew) -> None:
     it = crew(nothing)
     it.tasks._jobs.append(it.job("forgotten"))
@@ -487,6 +499,146 @@ def test_a_halt_holds_everything_at_once(crew: MakeCrew) -> None:
     assert it.names() == ["a", "b"]
     assert it.tasks.held
     assert [name(job) for job in it.tasks.take_back()] == ["c"]
+
+
+# The deadline -------------------------------------------------------------------------------------
+
+
+class Senders:
+    """Jobs whose senders wait until a clock says so."""
+
+    def __init__(self, it: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self._it = it
+        for route in it.routes:
+            monkeypatch.setattr(route, "clock", self.clock)
+
+    def clock(self) -> float:
+        return self.now
+
+    def give(self, word: str, *, seconds: float, key: str = "") -> Job:
+        job = self._it.job(word, key)
+        job.message.source = Source("orders", "orders", None, None, self.clock)
+        job.message.deadline = self.now + seconds
+        self._it.tasks.submit(job)
+        return job
+
+
+def reason(job: Job) -> str:
+    assert job.outcome is not None
+    return job.outcome.reason
+
+
+def test_a_coroutine_is_cancelled_at_the_deadline_of_its_message_and_no_earlier(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timer fires again and again meanwhile, because the wall clock stands still: that alone decides."""
+    gate = Gate()
+    it = crew(gate, workers=1)
+    senders = Senders(it, monkeypatch)
+    job = senders.give("late", seconds=0.01)
+    gate.entered("late")
+    looked: list[float | None] = []
+    it.tasks.thread.call(lambda: it.tasks.thread.loop.call_later(0.1, looked.append, job.message.remaining))
+    it.soon(lambda: looked, "the loop does not turn")
+    assert (gate.cancelled, job.message.cancelled) == ([], False)
+    senders.now += 0.01
+    it.until(1)
+    assert (gate.cancelled, it.verdicts(), reason(job)) == (["late"], [Verdict.ACK], "deadline passed while it ran")
+    assert (job.message.cancelled, it.tasks._free) == (True, 1)
+
+
+def test_what_a_coroutine_returns_although_it_was_cancelled_counts(crew: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    gate.stubborn = True
+    gate.words["late"] = publishing
+    it = crew(gate, workers=1)
+    senders = Senders(it, monkeypatch)
+    job = senders.give("late", seconds=0.01)
+    gate.entered("late")
+    senders.now += 1
+    it.soon(lambda: gate.cancelled, "it is not cancelled")
+    gate.let("late")
+    it.until(1)
+    assert (it.verdicts(), reason(job)) == ([Verdict.ACK], "")
+    assert [each.routing_key for each in getattr(job.outcome, "publications", [])] == ["order.placed"]
+
+
+async def publishing(message: Message[Any]) -> None:
+    message.publish("shop", "order.placed", 1)
+
+
+def test_a_coroutine_that_ends_in_time_leaves_no_timer_behind(crew: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = crew(pausing, workers=1)
+    senders = Senders(it, monkeypatch)
+    for word in ("a", "b"):
+        senders.give(word, seconds=600.0)
+    it.until(2)
+    assert it.verdicts() == [Verdict.ACK, Verdict.ACK]
+    timers: list[Any] = []
+    it.tasks.thread.call(lambda: timers.append([each for each in it.tasks.thread.loop._scheduled if not each.cancelled()]))  # type: ignore[attr-defined]
+    it.soon(lambda: timers, "the loop does not turn")
+    assert timers == [[]]
+
+
+def test_a_coroutine_that_somebody_else_cancels_ahead_of_its_deadline_has_failed_as_any_other(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelling(_message: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    it = crew(cancelling, workers=1)
+    Senders(it, monkeypatch).give("a", seconds=600.0)
+    it.until(1)
+    assert it.verdicts() == [Verdict.RETRY]
+
+
+def test_an_instance_is_not_replaced_because_a_sender_waits_no_longer(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    class Sleeper:
+        async def __call__(self, message: Any) -> None:
+            log.append(message.body["name"])
+            if message.body["name"] == "late":
+                await asyncio.Event().wait()
+
+        def shutdown(self) -> None:
+            log.append("shut down")
+
+    it = crew(Sleeper, workers=1)
+    senders = Senders(it, monkeypatch)
+    late = senders.give("late", seconds=0.01)
+    it.soon(lambda: log, "it does not run")
+    senders.now += 1
+    it.until(1)
+    it.give("next")
+    it.until(2)
+    assert (reason(late), log) == ("deadline passed while it ran", ["late", "next"])
+
+
+def test_what_waits_in_its_lane_beyond_its_deadline_does_not_run(crew: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    it = crew(gate, workers=2, lock="routing_key")
+    senders = Senders(it, monkeypatch)
+    senders.give("a1", seconds=600.0, key="a")
+    gate.entered("a1")
+    waited = senders.give("a2", seconds=5.0, key="a")
+    senders.give("a3", seconds=600.0, key="a")
+    it.soon(lambda: it.tasks.lanes == (1, 2), "they are not parked")
+    senders.now += 5
+    gate.let("a1", "a3")
+    it.until(3)
+    assert (gate.order, it.names(), reason(waited)) == (
+        ["a1", "a3"],
+        ["a1", "a2", "a3"],
+        "deadline passed before it started",
+    )
+    it.soon(lambda: it.tasks.lanes == (0, 0), "a key is not forgotten")
 
 
 # The time limit -----------------------------------------------------------------------------------
@@ -510,6 +662,7 @@ def test_an_overdue_task_is_cancelled_and_its_place_given_to_another(crew: MakeC
     it.soon(lambda: not it.tasks._running, "the cancelled task does not end")
     assert gate.cancelled == ["late"]
     assert it.names() == ["next"]
+    assert (late.message.cancelled, it.back[0].message.cancelled) == (True, False)
     assert (it.tasks.lost, it.tasks._free) == (0, 1)
 
 
@@ -856,9 +1009,11 @@ def test_a_key_that_cannot_be_compared_fails_its_own_message(crew: MakeCrew) -> 
     jobs = [it.job("a"), it.job("b"), it.job("c", "other")]
     for job in jobs[:2]:
         job.message.routing_key = Key("k")
-    gate.let("a", "b", "c")
+    gate.let("b", "c")
     for job in jobs:
         it.tasks.submit(job)
+    it.until(2)  # while the first one has its lane
+    gate.let("a")
     it.until(3)
     assert gate.order == ["a", "c"]
     assert sorted((name(job), job.outcome.error) for job in it.back if job.outcome) == [

@@ -428,6 +428,40 @@ def test_held_workers_start_nothing_and_finish_what_runs(crew: MakeCrew, lock: s
     assert sorted(it.names()) == list("abcdef")
 
 
+def test_what_runs_is_told_when_nobody_waits_for_it_any_more_and_nothing_else_starts(crew: MakeCrew) -> None:
+    gate = Gate()
+    it = crew(gate, workers=1)
+    runs, waits = it.give("a", "b")
+    gate.entered("a")
+    it.workers.abandon()
+    assert (runs.message.cancelled, waits.message.cancelled, it.workers.held) == (True, False, True)
+    gate.let("a", "b")
+    it.until(1)
+    assert gate.order == ["a"]
+
+
+def test_what_waits_in_its_lane_beyond_its_deadline_does_not_run(crew: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, now = Gate(), [100.0]
+    it = crew(gate, workers=2, lock="routing_key")
+    monkeypatch.setattr(it.route, "clock", lambda: now[0])
+    it.give("a1", key="a")
+    gate.entered("a1")
+    late, last = it.job("a2", key="a"), it.job("a3", key="a")
+    late.message.deadline, last.message.deadline = 105.0, 600.0
+    for job in (late, last):
+        it.workers.submit(job)
+    it.give("b1", key="b")
+    gate.entered("b1")  # so those ahead of it wait in their lane
+    assert it.workers.lanes == (2, 2)
+    now[0] = 105.0
+    gate.let("a1", "a3", "b1")
+    it.until(4)
+    assert (gate.order, [name for name in it.names() if name != "b1"]) == (["a1", "b1", "a3"], ["a1", "a2", "a3"])
+    assert late.outcome is not None
+    assert late.outcome.reason == "deadline passed before it started"
+    assert it.workers.lanes == (0, 0)
+
+
 def test_resuming_wakes_as_many_as_there_is_work_for(crew: MakeCrew) -> None:
     gate = Gate()
     it = crew(gate, workers=6)
@@ -722,6 +756,7 @@ def test_a_worker_that_is_overdue_is_written_off_and_replaced(crew: MakeCrew) ->
     assert list(it.workers.overdue(60.0)) == []
     assert it.workers.lost == 1
     assert it.workers.running == []
+    assert stuck.message.cancelled
     gate.entered("next")
     gate.let("next")
     it.until(1)

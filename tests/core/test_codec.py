@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from labels import label
 
-from rpcd.core.codec import ANY, JSON, Codec, check_encoding, decode_json, decode_raw, decode_text, encode_body, encode_json
+from rpcd.core.bodies import decode_json
+from rpcd.core.codec import ANY, JSON, Codec, check_encoding, decode_raw, decode_text, encode_body
+from rpcd.core.encoding import encode_json
 from rpcd.core.errors import BadMessage
 
 PROPERTY = settings(max_examples=40, deadline=None)

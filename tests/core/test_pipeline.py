@@ -10,11 +10,12 @@ import rpcd
 from rpcd.core.codec import Codec
 from rpcd.core.handler import target
 from rpcd.core.ledger import Ledger
+from rpcd.core.locks import lane_key
 from rpcd.core.message import Message
 from rpcd.core.pipeline import Job, opened, perform, perform_async, run
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
-from rpcd.core.routes import Route, lane_key
+from rpcd.core.routes import Route
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Outcome, Verdict
 from rpcd.core.wire import Properties

@@ -12,11 +12,12 @@ from rpcd.core.codec import Codec
 from rpcd.core.copies import retry_copy
 from rpcd.core.errors import BadMessage, Expired, ReplyRefused
 from rpcd.core.handler import target
+from rpcd.core.locks import lane_key
 from rpcd.core.message import Message
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
 from rpcd.core.retry import Steps
-from rpcd.core.routes import Route, Stray, by_exchange, lane_key, origin
+from rpcd.core.routes import Route, Stray, by_exchange, origin
 from rpcd.core.tables import Headers
 from rpcd.core.verdict import ACKED, Verdict
 from rpcd.core.wire import Properties, read_properties
@@ -276,12 +277,17 @@ def test_a_handler_is_made_with_the_consumers_own_config() -> None:
     assert isinstance(made, Counting)
 
 
-def test_a_handler_is_folded_into_the_routes_layers() -> None:
+def test_a_handler_is_folded_into_its_layers_and_those_within_them() -> None:
     def twice(handler: Any) -> Any:
         return lambda message: [handler(message)] * 2
 
-    handler, made = route(Counting, config={"n": 1}, layers=(twice,)).make_handler()
-    assert handler(message()) == [{"n": 1}] * 2
+    def within(handler: Any) -> Any:
+        return lambda message: ("within", handler(message))
+
+    its = route(Counting, config={"n": 1})
+    its.target = attrs.evolve(its.target, layers=(twice,))
+    handler, made = its.make_handler(within)
+    assert handler(message()) == [("within", {"n": 1})] * 2
     assert isinstance(made, Counting)
 
 

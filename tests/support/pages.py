@@ -33,11 +33,11 @@ _PART = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]+)\n(?P<text>.*?)^(?P=indent)```$|^ *<!-- (?P<order>[^\n]*?) -->$",
     re.MULTILINE | re.DOTALL,
 )
-_FILE = re.compile(r"# (?!/)([\w./@-]*[\w-]+\.(?:py|toml|yaml|yml|conf|jsonl|txt|service))\n")
+_FILE = re.compile(r"# (?!/)([\w./@-]*[\w-]+\.(?:py|toml|yaml|yml|conf|ini|jsonl|txt|service))\n")
 
 _INCLUDED = re.compile(r"^```\{literalinclude\} (\S+)\n(?:(?!```).*\n)*?```$", re.MULTILINE)
 
-LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".conf": "ini"}
+LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".conf": "ini", ".ini": "text"}
 
 
 class Block(NamedTuple):
