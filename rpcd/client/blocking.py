@@ -2,9 +2,7 @@
 
 import concurrent.futures
 from types import TracebackType
-from typing import Any, TypeVar
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rpcd.amqp.caller import Answer
 from rpcd.client.engine import CLOSE_SECONDS
@@ -12,12 +10,13 @@ from rpcd.client.face import Face
 from rpcd.core.errors import CallTimeout
 from rpcd.core.question import DEFAULT_TIMEOUT, question
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a dependency of type checkers alone
+
 MARGIN = 5.0
 """Seconds that a call waits beyond its own time, which the engine keeps and which should always end first."""
 
 ResultT = TypeVar("ResultT")
-
-SelfT = TypeVar("SelfT", bound="Client")
 
 
 class Client(Face):
@@ -26,6 +25,32 @@ class Client(Face):
     One connection serves all of them. It is made by the first call, made again whenever it is lost, and closed by `close`,
     the end of a `with` block, or the end of the program. A forked child gets one of its own.
     """
+
+    @overload
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: type[ResultT],
+        plain: bool = False,
+        **options: Any,
+    ) -> ResultT: ...
+
+    @overload
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> Any: ...
 
     def call(
         self,
@@ -51,6 +76,32 @@ class Client(Face):
         asked = question(exchange, routing_key, body, timeout=timeout, reply_type=reply_type, plain=plain, **options)
         answer: Answer = self._wait(self._ask(asked), asked.timeout)
         return asked.read(answer.body, answer.properties)
+
+    @overload
+    def submit(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: type[ResultT],
+        plain: bool = False,
+        **options: Any,
+    ) -> "concurrent.futures.Future[ResultT]": ...
+
+    @overload
+    def submit(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> "concurrent.futures.Future[Any]": ...
 
     def submit(
         self,
@@ -110,7 +161,7 @@ class Client(Face):
         if not self._engine.is_current:
             concurrent.futures.wait([ended], CLOSE_SECONDS)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
