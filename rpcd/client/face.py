@@ -7,10 +7,9 @@ import uuid
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from typing_extensions import Self
 
 from rpcd import __version__
 from rpcd.amqp.caller import Answer
@@ -27,13 +26,14 @@ from rpcd.core.load import heartbeat
 from rpcd.core.outgoing import outgoing
 from rpcd.core.question import DEFAULT_TIMEOUT, Question
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a dependency of type checkers alone
+
 LOGIN_PATIENCE = 2.0
 """Seconds over which a refused login is tried three times, before calls fail by it at once."""
 
 CONFIRM_TIMEOUT = 30.0
 """Seconds after which a connection that confirms nothing is made anew."""
-
-FaceT = TypeVar("FaceT", bound="Face")
 
 
 class Face:
@@ -78,7 +78,7 @@ class Face:
         self._connect(found, name)
 
     @classmethod
-    def from_config(cls, path: str, *, virtual_host: str | None = None, name: str = "client") -> Self:
+    def from_config(cls, path: str, *, virtual_host: str | None = None, name: str = "client") -> "Self":
         """Take `[broker]` of a config file, the overlay of a virtual host laid over it; raise SettingsError if it is wrong.
 
         RABBITMQ_URL wins over the file, as it does for a daemon.
