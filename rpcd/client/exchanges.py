@@ -1,6 +1,7 @@
 """Exchanges that a client makes before it publishes to them; a part of its link."""
 
 import logging
+from typing import TypeAlias
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -10,6 +11,9 @@ from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong, exc_info
 from rpcd.core.errors import BrokerRefused, RpcdError
 from rpcd.core.topology import DeclareExchange
+
+Wish: TypeAlias = tuple[DeclareExchange, Deferred[None] | None]
+"""An exchange, and who waits for it, if anybody does."""
 
 log = logging.getLogger("rpcd.client")
 
@@ -22,7 +26,7 @@ class Exchanges:
         self._protocol: AmqpProtocol | None = None
         self._made: set[str] = set()
         self._known: dict[str, DeclareExchange] = {}
-        self._waiting: list[tuple[DeclareExchange, Deferred[None]]] = []
+        self._waiting: list[Wish] = []
 
     def declare(self, exchange: DeclareExchange) -> Deferred[None]:
         """Declare an exchange, unless this connection has; waits for one if there is none.
@@ -41,22 +45,23 @@ class Exchanges:
 
     def _begin(self, protocol: AmqpProtocol) -> None:
         waiting, self._waiting = self._waiting, []
-        for exchange, declared in waiting:
-            if not declared.called:  # else nobody waits any more
-                doing = Deferred.fromCoroutine(carry_out(protocol, [exchange]))
-                doing.addBoth(self._done, protocol, exchange, declared)
+        Deferred.fromCoroutine(self._make(protocol, waiting)).addErrback(_tell_fault)
 
-    def _done(self, result: object, protocol: AmqpProtocol, exchange: DeclareExchange, declared: Deferred[None]) -> None:
-        error = result.value if isinstance(result, Failure) else None
-        if error is not None and not isinstance(error, RpcdError | WaitTooLong):
-            log.critical("a fault of rpcd", exc_info=exc_info(result))  # type: ignore[arg-type]  # a Failure
-        if error is not None and not isinstance(error, BrokerRefused) and protocol.is_lost:
-            self._waiting.append((exchange, declared))  # for the next connection
-            return
-        if protocol is self._protocol:
-            self._made.add(exchange.name)
-        if not declared.called:
-            declared.callback(None)
+    async def _make(self, protocol: AmqpProtocol, waiting: list[Wish]) -> None:
+        """Declare one after the other: a client may know many."""
+        for exchange, declared in waiting:
+            if exchange.name not in self._made or protocol is not self._protocol:
+                try:
+                    await carry_out(protocol, [exchange])
+                except BrokerRefused:
+                    pass
+                except (RpcdError, WaitTooLong):
+                    if protocol.is_lost:
+                        self._waiting.append((exchange, declared))  # for the next connection
+                        continue
+            if protocol is self._protocol:
+                self._made.add(exchange.name)
+            _end(declared, None)
 
     # What the link tells --------------------------------------------------------------------------
 
@@ -67,8 +72,7 @@ class Exchanges:
         """
         self._protocol = protocol
         self._made.clear()
-        waiting = {exchange.name for exchange, _ in self._waiting}
-        self._waiting += [(exchange, Deferred()) for name, exchange in self._known.items() if name not in waiting]
+        self._waiting[:0] = [(exchange, None) for exchange in self._known.values()]
         self._begin(protocol)
 
     def block(self, blocked: bool) -> None:
@@ -76,14 +80,26 @@ class Exchanges:
 
     def fail(self, reason: Exception) -> None:
         """Fail what waits for a connection, for there will be none soon."""
-        waiting, self._waiting = self._waiting, []
-        for _, declared in waiting:
-            if not declared.called and declared.callbacks:  # else nobody waits for it
-                declared.errback(reason)
+        self._end_all(reason)
 
     def close(self, why: str) -> None:  # noqa: ARG002  # publishing tells it
         """Let go of what waits: publishing, which comes next, tells that the client is closed."""
+        self._end_all(None)
+
+    def _end_all(self, reason: Exception | None) -> None:
         waiting, self._waiting = self._waiting, []
         for _, declared in waiting:
-            if not declared.called:
-                declared.callback(None)
+            _end(declared, reason)
+
+
+def _end(declared: Deferred[None] | None, reason: Exception | None) -> None:
+    if declared is None or declared.called:  # nobody waits any more
+        return
+    if reason is None:
+        declared.callback(None)
+    else:
+        declared.errback(reason)
+
+
+def _tell_fault(failure: Failure) -> None:
+    log.critical("a fault of rpcd", exc_info=exc_info(failure))
