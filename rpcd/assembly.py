@@ -18,6 +18,7 @@ from rpcd.core.registered import PLACE, clashes, placed, sections, traced
 from rpcd.core.registration import Registered, registered, unreachable
 from rpcd.core.settings import Settings
 from rpcd.importing import check_start, checked_target, imported, looked_at
+from rpcd.layers import layered, prepare
 from rpcd.namespaces import bound, find
 
 Structure: TypeAlias = Callable[[Mapping[str, Any]], tuple[Settings, list[Problem]]]
@@ -65,6 +66,7 @@ def assembled(
     for directory in reversed(settings.service.path):
         if directory not in sys.path:
             sys.path.insert(0, directory)
+    prepare(settings, place := Path(path).absolute().parent)
     found: list[Registered] = []
     if settings.service.modules:
         found, wrong = _registered(settings)
@@ -73,7 +75,8 @@ def assembled(
             problems = [each for each in problems if not (each.path.startswith("consumers.") and each.what == "missing")]
         problems += [*wrong, *clashes(found, settings)]
     handlers, mistakes = _handlers(settings, given or {})
-    problems += mistakes
+    handlers, unfit = layered(settings, handlers, place)
+    problems += [*mistakes, *unfit]
     settings = bound(settings, {name: each for name, each in handlers.items() if not isinstance(each, Target)})
     if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
         try:

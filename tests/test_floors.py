@@ -18,7 +18,8 @@ ALLOWED = {
     "rpcd.amqp": ("rpcd.core", "rpcd.amqp"),
     "rpcd.importing": ("rpcd.core",),
     "rpcd.namespaces": ("rpcd.core", "rpcd.importing"),
-    "rpcd.assembly": ("rpcd.core", "rpcd.importing", "rpcd.namespaces"),
+    "rpcd.layers": ("rpcd.core", "rpcd.features", "rpcd.importing"),
+    "rpcd.assembly": ("rpcd.core", "rpcd.importing", "rpcd.layers", "rpcd.namespaces"),
     "rpcd.testing": ("rpcd.core", "rpcd.files", "rpcd.importing", "rpcd.assembly", "rpcd.testing"),
     "rpcd.testing.node": ("rpcd.ops.rabbitmq",),
     "rpcd.ops": ("rpcd.core", "rpcd.ops"),
@@ -86,7 +87,9 @@ def test_pika_is_imported_by_the_port_alone() -> None:
 def test_features_do_not_know_each_other() -> None:
     for name, tree in MODULES.items():
         if name.startswith("rpcd.features."):
-            assert not {each for each in imported(tree) if each.startswith("rpcd.features.")}
+            own = ".".join(name.split(".")[:3])
+            others = {each for each in imported(tree) if each.startswith("rpcd.features.")}
+            assert not {each for each in others if each != own and not each.startswith(f"{own}.")}
 
 
 def test_pydantic_is_imported_by_one_module_alone_which_is_loaded_when_a_type_needs_it() -> None:
@@ -99,7 +102,8 @@ def test_pydantic_is_imported_by_one_module_alone_which_is_loaded_when_a_type_ne
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_rpcd_loads_neither_twisted_nor_pika() -> None:
-    loaded = "import sys, rpcd; print(sorted({name.partition('.')[0] for name in sys.modules} & {'twisted', 'pika'}))"
+def test_importing_rpcd_loads_neither_twisted_nor_pika_nor_what_only_a_layer_needs() -> None:
+    heavy = {"twisted", "pika", "django", "opentelemetry", "sqlite3", "psycopg", "redis"}
+    loaded = f"import sys, rpcd; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {heavy}))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
