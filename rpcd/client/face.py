@@ -25,6 +25,7 @@ from rpcd.core.errors import SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.outgoing import outgoing
 from rpcd.core.question import DEFAULT_TIMEOUT, Question
+from rpcd.core.topology import DeclareExchange
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # a dependency of type checkers alone
@@ -103,6 +104,9 @@ class Face:
         self._inputs: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         weakref.finalize(self, self._engine.close).atexit = False
 
+    declares = True
+    """Whether `publish` takes `declare`, an exchange that is to be there first; for rpcd.Output."""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._address.safe_url}>"
 
@@ -119,7 +123,10 @@ class Face:
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError("a timeout is a number of seconds above 0")
         options.setdefault("message_id", str(uuid.uuid4()))
+        made: DeclareExchange | None = options.pop("declare", None)
         message = outgoing(exchange, routing_key, body, **options)
+        if made is not None:
+            return self._engine.run(lambda link: link.publish_to(made, message, seconds))
         return self._engine.run(lambda link: link.publishing.publish(message, seconds))
 
 

@@ -233,7 +233,7 @@ def _doing(step: Callable[[Link], object]) -> Work[None]:
 
 def _plan(pattern: str, name: str) -> list[Declaration]:
     if pattern == PUBLISH_SUBSCRIBE:
-        exchange = Exchange(type=str(FANOUT["type"]), durable=bool(FANOUT["durable"]))
+        exchange = Exchange(**FANOUT)
         queue = Queue(name="", bindings=[Binding(exchange=Name(name), routing_keys=[""])])
         return plan_queue(Settings(exchanges={name: exchange}, queues={name: queue}), name)
     return plan_queue(Settings(queues={name: Queue()}), name)
