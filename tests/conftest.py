@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from daemon import Daemon, StartDaemon
+from databases import Postgresql, Redis
 from inputs import CANARY
 from peer import Peer
 from privilege import NODES
@@ -156,3 +157,21 @@ def sick_url(sick_node: PrivateNode) -> str:
 def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
     """A broker that a test may kill, stop and start."""
     yield from make_node(tmp_path_factory, "own-node")
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+    """A PostgreSQL server for all tests that leave it alone, or leave it running."""
+    server = Postgresql(tmp_path_factory.mktemp("postgresql"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis server for all tests that leave it alone, or leave it running."""
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()

@@ -16,6 +16,7 @@ from rpcd.cli import main
 from rpcd.core import settings
 from rpcd.core.errors import ExitCode
 from rpcd.core.outcome import TABLE
+from rpcd.features.inbox.settings import Inbox
 from rpcd.ops.metrics import FAMILIES
 
 SECTIONS = (
@@ -30,6 +31,7 @@ SECTIONS = (
     ("[consumers.NAME.retry]", settings.Retry),
     ("[consumers.NAME.archive]", settings.Archive),
     ("[consumers.NAME.kill_switch]", settings.KillSwitch),
+    ("[layers.inbox]", Inbox),
 )
 
 WORDS = {str: "a string", int: "a whole number", bool: "true or false", float: "a number"}
@@ -83,6 +85,8 @@ def settings_page():
             for each in attrs.fields(section)
         ]
         text.append("")
+    see = "See [layers](../../guide/layers.md)."
+    text += ["## `[layers.NAME]`", "", settings.sentences(settings.Settings)["layers"], see, ""]
     sentence = settings.sentences(settings.Settings)["virtual_hosts"]
     see = "See [several virtual hosts, one file](../../guide/config.md#several-virtual-hosts-one-file)."
     text += ["## `[virtual_hosts.NAME]`", "", sentence, see, ""]

@@ -29,8 +29,9 @@ class Instance:
 
     def __init__(self, route: Route) -> None:
         """Make the handler; what its constructor raises comes through."""
-        handler, self.bare = route.make_handler()
-        self.handler: Handler = confirmed(handler)
+        handler, self.bare = route.make_handler(confirmed)
+        # a layer learns of what the handler forgot to await; what a layer forgets is waited for as well
+        self.handler: Handler = confirmed(handler) if route.target.layers else handler
         self.route = route
         self.users = 0
         self.spent = False

@@ -88,6 +88,10 @@ class Consumer:
     retry: Retry = setting("When a message is tried again.", Retry())
     archive: Archive = setting("Where a message goes that was given up.", Archive())
     kill_switch: KillSwitch = setting("When to stop trying because everything fails.", KillSwitch())
+    layers: list[Name] = setting(
+        "Layers around its handlers, within those of [service], the outermost first: dotted paths, or [layers] sections.",
+        [],
+    )
     config: dict[str, Any] = setting("Handed to the handler's class; rpcd does not look into it.", {}, secret=True)
 
     @property

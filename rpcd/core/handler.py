@@ -52,17 +52,20 @@ class Target:
     """Whether it returns what is to be awaited, on a loop."""
     lock: str | None = None
     """The lock that it names itself, for when the config names none."""
+    layers: tuple[Layer, ...] = ()
+    """What is folded around it, the outermost first."""
 
-    def make(self, config: Mapping[str, Any], layers: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
+    def make(self, config: Mapping[str, Any], inner: tuple[Layer, ...] = ()) -> tuple[Handler, Any]:
         """Make the handler of one worker and return it folded into its layers, with the bare object.
 
-        Called in the worker's own thread, or on the loop; what the constructor raises comes through.
+        `inner` are layers of rpcd's own, between the others and the handler. Called in the worker's own thread, or on the
+        loop; what the constructor or a layer raises comes through.
         """
         made = self.value
         if self.per_worker:
             made = self.value(config) if self.takes_config else self.value()
         handler: Handler = made
-        for layer in reversed(layers):
+        for layer in reversed((*self.layers, *inner)):
             handler = layer(handler)
         return handler, made
 
@@ -74,14 +77,14 @@ def target(path: str, value: Any) -> Target:
     if not inspect.isclass(value):
         called = value if inspect.isroutine(value) or isinstance(value, functools.partial) else value.__call__
         _check_call(path, called, 0)
-        return Target(path, value, False, False, None, body_type(called), _is_async(called), _lock(path, value))
+        return Target(path, value, False, False, None, body_type(called), awaits(called), _lock(path, value))
     if inspect.isabstract(value) or getattr(value, "_is_protocol", False):
         raise HandlerError(f"{path} is an abstract class, of which no instance can be made")
     called = getattr(value, "__call__", None)  # noqa: B004  # the method itself is wanted, to read its signature
     if "__call__" not in {name for base in value.__mro__[:-1] for name in vars(base)} or called is None:
         raise HandlerError(f"{path} is a class without a __call__(self, message) method")
     _check_call(path, called, 1)
-    is_async = _is_async(called)
+    is_async = awaits(called)
     shutdown = _shutdown(path, value, is_async)
     return Target(path, value, True, _takes_config(path, value), shutdown, body_type(called), is_async, _lock(path, value))
 
@@ -113,7 +116,8 @@ def _bare(called: Any) -> Any:
     return called if inspect.isroutine(called) or inspect.isclass(called) else type(called).__call__
 
 
-def _is_async(called: Any) -> bool:
+def awaits(called: Any) -> bool:
+    """Tell whether calling it returns what is to be awaited, as far as that can be seen from outside."""
     return inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(_bare(called))
 
 

@@ -4,7 +4,7 @@ import difflib
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import cattrs
@@ -29,6 +29,8 @@ _OF_URL = ("url", "username", "password", "virtual_host")
 
 Path = tuple[str | int, ...]
 
+TableT = TypeVar("TableT")
+
 
 def load(
     parsed: Mapping[str, Any], environment: Mapping[str, str], read: ReadFile, virtual_host: str | None = None
@@ -44,7 +46,7 @@ def load(
     _choose_broker(raw, parsed, environment, virtual_host)
     if overlay.OVERLAYS in parsed:
         raw[overlay.OVERLAYS] = _sweep(parsed[overlay.OVERLAYS])  # a copy, whose strings stay as they are
-    settings, problems = _structure(raw)
+    settings, problems = _structure(raw, Settings)
     problems = [*expander.problems, *overlay.mistakes(parsed, virtual_host), *problems]
     if not any(problem.path == "broker.url" for problem in problems):
         problems += _address_problems(settings, environment)
@@ -88,21 +90,26 @@ def _address_problems(settings: Settings, environment: Mapping[str, str]) -> Ite
         yield Problem("RABBITMQ_URL" if "RABBITMQ_URL" in environment else "broker.url", str(error))
 
 
-def _structure(raw: dict[str, Any]) -> tuple[Settings, list[Problem]]:
+def table(raw: Mapping[str, Any], kind: type[TableT]) -> tuple[TableT, list[Problem]]:
+    """Turn one table into an attrs class of settings, all of which have defaults, and a list of every problem."""
+    return _structure(dict(raw), kind)
+
+
+def _structure(raw: dict[str, Any], kind: type[TableT]) -> tuple[TableT, list[Problem]]:
     """Structure the tree; parts at fault are reported and taken out until the rest is right."""
     converter = _converter()
     problems: list[Problem] = []
     while True:
         try:
-            return converter.structure(raw, Settings), problems
+            return converter.structure(raw, kind), problems
         except BaseValidationError as error:
-            found = list(_mistakes(error, Settings, ()))
-            fresh = [problem for path, kind, mistake in found for problem in _problem(path, kind, mistake)]
+            found = list(_mistakes(error, kind, ()))
+            fresh = [problem for path, within, mistake in found for problem in _problem(path, within, mistake)]
             if all(problem in problems for problem in fresh):
                 raise SettingsError(problems) from error  # a mistake that can't be taken out must not be looked at for ever
             problems += fresh
-            for path, kind, mistake in found:
-                _take_out(raw, path, kind, mistake)
+            for path, within, mistake in found:
+                _take_out(raw, path, within, mistake)
             raw = _sweep(raw)
 
 

@@ -40,6 +40,8 @@ class Source:
     """Makes the ids of what handlers publish; None leaves them out."""
     clock: Callable[[], float] | None = None
     """Seconds since the epoch, by which deadlines are kept; without one it is always the moment of arrival."""
+    stamp: Callable[[str, str], Mapping[str, Any]] | None = None
+    """Makes headers for what handlers publish, of its exchange and key; called where they publish. A layer may set it."""
 
 
 class Reply:
@@ -250,6 +252,8 @@ class Message(Generic[BodyT]):
         return self.source.outlet.call(asked, left)
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
+        if self.source.stamp is not None:
+            options["headers"] = {**self.source.stamp(exchange, routing_key), **(options.get("headers") or {})}
         if self.source.new_id is not None:
             options.setdefault("message_id", self.source.new_id())
         return outgoing(exchange, routing_key, body, **options)

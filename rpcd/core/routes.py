@@ -33,15 +33,14 @@ class Route:
     """Seconds since the epoch."""
     max_body: int = 16 * 1024 * 1024
     config: Mapping[str, Any] = attrs.field(factory=dict)
-    layers: tuple[Layer, ...] = ()
     key: Key | None = None
     """The lane of an opened message; None when the consumer has no lock."""
     number: int = 0
     """Its place among the routes of its consumer, and so that of its handler among a worker's."""
 
-    def make_handler(self) -> tuple[Handler, Any]:
-        """Make the handler of one worker, folded into its layers, and return it with the bare object."""
-        return self.target.make(self.config, self.layers)
+    def make_handler(self, *inner: Layer) -> tuple[Handler, Any]:
+        """Make the handler of one worker, folded into its layers (and `inner` ones), and return it with the bare object."""
+        return self.target.make(self.config, inner)
 
     def open(self, message: Message[Any]) -> None:
         """Read what came with the message and decode its body; raise BadMessage, ReplyRefused or Expired."""

@@ -78,6 +78,9 @@ class Service:
     modules: list[Name] = setting(
         "Modules that are imported for their @rpcd.message_handler registrations, each a queue and a consumer.", []
     )
+    layers: list[Name] = setting(
+        "Layers around the handlers of all consumers, the outermost first: dotted paths, or [layers] sections.", []
+    )
     on_start: str | None = setting("Dotted path of a function that is called without arguments before rpcd connects.", None)
     drain_timeout: Seconds = setting(
         "How long running handlers get to finish when the process is told to stop.", Seconds(30.0)
@@ -164,6 +167,12 @@ class Settings:
     exchanges: dict[str, Exchange] = setting("Exchanges to be declared.", {})
     queues: dict[str, Queue] = setting("Queues to be declared.", {})
     consumers: dict[str, Consumer] = setting("Queues and their handlers.", {})
+    layers: dict[str, dict[str, Any]] = setting(
+        "Layers by the names that `layers` of [service] and [consumers.NAME] use; `layer` is the dotted path, all else is "
+        "handed to it.",
+        {},
+        secret=True,
+    )
     virtual_hosts: dict[str, dict[str, Any]] = setting(
         "Sections that are laid over those above for --virtual-host NAME; broker.virtual_host is then NAME.",
         {},

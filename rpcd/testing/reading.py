@@ -39,7 +39,7 @@ class Sources:
 
     def read(self) -> Assembled:
         """Import and check everything; raise SettingsError with every problem that there is."""
-        return assembled(self.tables, self._structured, self.path, self.virtual_host, self.given)
+        return assembled(self.tables, self._structured, self.path, self.place.absolute(), self.virtual_host, self.given)
 
     def _structured(self, raw: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
         environment = {name: value for name, value in self.environment.items() if name not in _BROKERS}

@@ -627,3 +627,20 @@ def test_a_consumer_that_asks_itself_waits_for_ever_unless_it_has_two_workers() 
         assert harness.call("work", "outer").data == {"result": "inner"}
     with Harness({"work": ask}) as harness, pytest.raises(rpcd.CallTimeout):
         harness.call("work", "outer")
+
+
+# Layers -----------------------------------------------------------------------------------------------
+
+
+def test_the_layers_of_a_config_are_folded_around_its_handlers(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "harness_layers.py").write_text(
+        "def loudly(handler):\n    return lambda message: {'loud': handler(message)}\n"
+        "def greet(message):\n    return message.body\n"
+    )
+    (tmp_path / "layered.toml").write_text(
+        '[service]\npath = ["."]\n[queues.work]\n[consumers.work]\nqueue = "work"\nhandler = "harness_layers:greet"\n'
+        'layers = ["harness_layers:loudly"]\n'
+    )
+    with Harness(tmp_path / "layered.toml") as harness:
+        assert harness.call("work", 1).data == {"loud": 1}
+    sys.modules.pop("harness_layers")

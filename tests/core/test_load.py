@@ -84,7 +84,7 @@ CONSUMER = ("consumers", "shop")
         ),
         (
             ("zzz",), {},
-            "zzz: unknown key; known here: broker, service, logging, exchanges, queues, consumers, virtual_hosts",
+            "zzz: unknown key; known here: broker, service, logging, exchanges, queues, consumers, layers, virtual_hosts",
         ),
         (("service", "path"), "x", "service.path: expected an array, got a string"),
         (("service", "path"), [True], "service.path[0]: expected a string, got true"),
@@ -324,7 +324,9 @@ TREES = st.recursive(
 @PROPERTY
 @given(
     st.dictionaries(
-        st.sampled_from(["broker", "service", "logging", "exchanges", "queues", "consumers", "zzz"]), TREES, max_size=4
+        st.sampled_from(["broker", "service", "logging", "exchanges", "queues", "consumers", "layers", "zzz"]),
+        TREES,
+        max_size=4,
     )
 )
 @example({"exchanges": {"shop": {"shop": None}}})

@@ -173,12 +173,13 @@ def test_settings_show_no_overlay() -> None:
         (
             {"staging": {"brokr": {}}, "dev": {"zzz": {}}},
             ["virtual_hosts.staging.brokr: unknown key; did you mean 'broker'?",
-            "virtual_hosts.dev.zzz: unknown key; known here: broker, service, logging, exchanges, queues, consumers"],
+            ("virtual_hosts.dev.zzz: unknown key; "
+            "known here: broker, service, logging, exchanges, queues, consumers, layers")],
         ),
         (
             {"staging": {"virtual_hosts": {}}, "dev": {}},
             [("virtual_hosts.staging.virtual_hosts: unknown key; "
-            "known here: broker, service, logging, exchanges, queues, consumers")],
+            "known here: broker, service, logging, exchanges, queues, consumers, layers")],
         ),
     ],
 )  # fmt: skip

@@ -277,12 +277,17 @@ def test_a_handler_is_made_with_the_consumers_own_config() -> None:
     assert isinstance(made, Counting)
 
 
-def test_a_handler_is_folded_into_the_routes_layers() -> None:
+def test_a_handler_is_folded_into_its_layers_and_those_within_them() -> None:
     def twice(handler: Any) -> Any:
         return lambda message: [handler(message)] * 2
 
-    handler, made = route(Counting, config={"n": 1}, layers=(twice,)).make_handler()
-    assert handler(message()) == [{"n": 1}] * 2
+    def within(handler: Any) -> Any:
+        return lambda message: ("within", handler(message))
+
+    its = route(Counting, config={"n": 1})
+    its.target = attrs.evolve(its.target, layers=(twice,))
+    handler, made = its.make_handler(within)
+    assert handler(message()) == [("within", {"n": 1})] * 2
     assert isinstance(made, Counting)
 
 

@@ -143,7 +143,15 @@ def test_the_sample_in_yaml_means_the_same() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    ["async/rates.toml", "decorator/events.toml", "namespace/cluster.toml", "yaml/shop.yaml"],
+    [
+        "async/rates.toml",
+        "decorator/events.toml",
+        "inbox/shop.toml",
+        "layers/shop.toml",
+        "namespace/cluster.toml",
+        "tracing/shop.toml",
+        "yaml/shop.yaml",
+    ],
     ids=lambda name: name,
 )
 def test_an_example_answers_the_call_that_its_first_line_names(
