@@ -27,6 +27,7 @@ from rpcd.core.errors import (
 )
 from rpcd.core.message import Message, Reply
 from rpcd.core.registration import message_handler
+from rpcd.core.secret import Secret
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "RequestFailed",
     "Retry",
     "RpcdError",
+    "Secret",
     "Unroutable",
     "__version__",
     "message_handler",

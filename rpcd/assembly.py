@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from rpcd.core import lint, overlay
+from rpcd.core import keys, lint, overlay
 from rpcd.core.building import Handlers
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
@@ -143,4 +143,7 @@ def _handlers(settings: Settings, given: Mapping[str, Any]) -> tuple[dict[str, H
         elif consumer.namespace is not None and lint.package(consumer.namespace):
             handlers[name], wrong = find(name, consumer, settings)
             problems += wrong
+        found = handlers.get(name, {})
+        targets = [found] if isinstance(found, Target) else found.values()
+        problems += keys.unmet(settings, name, [(each.path, each.body) for each in targets])
     return handlers, problems

@@ -84,7 +84,8 @@ class OutcomePublisher:
         if not wanted:
             return outcome
         who = attrs.evolve(self.who, handler=job.route.target.path)
-        copy = copy_of(outcome, job.message, self.title, who, time.time(), os.urandom(8).hex())
+        arrival = job.route.arrival_mark(job.message)
+        copy = copy_of(outcome, job.message, self.title, who, time.time(), os.urandom(8).hex(), arrival)
         try:
             await self.publisher.copy(copy)
         except Unroutable as error:

@@ -11,6 +11,7 @@ from rpcd.cli.check import check
 from rpcd.cli.completion import completion
 from rpcd.cli.ctl import ctl
 from rpcd.cli.declare import declare
+from rpcd.cli.keys import keys
 from rpcd.cli.publish import publish
 from rpcd.cli.run import run
 from rpcd.cli.status import status
@@ -38,5 +39,5 @@ def _as_typed(command: click.Command) -> click.Command:
     return command
 
 
-for command in (archive, call, check, completion, ctl, declare, publish, run, status, tail):
+for command in (archive, call, check, completion, ctl, declare, keys, publish, run, status, tail):
     main.add_command(_as_typed(command))

@@ -11,6 +11,7 @@ import attrs
 from rpcd.core import lint
 from rpcd.core.codec import Codec
 from rpcd.core.handler import Target
+from rpcd.core.keys import sealing
 from rpcd.core.locks import lane_keys, locks, told
 from rpcd.core.policy import Policy
 from rpcd.core.reply import Replies
@@ -49,21 +50,24 @@ def build(settings: Settings, name: str, handlers: Handlers, clock: Callable[[],
     targets = [handlers] if isinstance(handlers, Target) else list(by_name.values())
     found = locks(section.lock, [each.lock for each in targets])
     keys = lane_keys(found)
+    opened = sealing(settings.broker, section)
+    codec = Codec if opened is None else opened.codec
     first = Route(
         consumer=name,
         queue=settings.queue_name(section.queue),
         target=targets[0],
-        codec=Codec(section.accept, targets[0].body),
+        codec=codec(section.accept, targets[0].body),
         policy=Policy(replies, section.on_error, section.steps, longest),
         clock=clock,
         max_body=section.max_body,
         config=section.config,
         key=keys[0],
     )
+    first = first if opened is None else opened.route(first)
     routes = (
         first,
         *(
-            attrs.evolve(first, target=each, codec=Codec(section.accept, each.body), number=number, key=keys[number])
+            attrs.evolve(first, target=each, codec=codec(section.accept, each.body), number=number, key=keys[number])
             for number, each in enumerate(targets[1:], start=1)
         ),
     )
@@ -75,5 +79,6 @@ def _choice(routes: Mapping[str, Route]) -> Choose:
     """Let the exchange of a message choose among routes; what comes from another one is a bad message."""
     first = next(iter(routes.values()))
     nobody = Target("", None, False, False, None, Any)
-    stray = Stray(**{**attrs.asdict(first, recurse=False), "target": nobody, "known": tuple(routes)})
+    common = {each.name: getattr(first, each.name) for each in attrs.fields(Route)}
+    stray = Stray(**{**common, "target": nobody, "known": tuple(routes)})
     return by_exchange(routes, stray)

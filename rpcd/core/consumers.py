@@ -83,6 +83,15 @@ class Consumer:
     accept: list[str] = setting("Content types that are opened; messages without one are taken as the first.", [JSON])
     max_body: Positive = setting("Bytes that a body may have.", Positive(16 * 1024 * 1024))
     max_reply: Positive = setting("Bytes that a reply may have.", Positive(8 * 1024 * 1024))
+    secret_fields: list[str] | None = setting(
+        "Fields at the top level of a body that must be Fernet tokens. If there are keys, these of a body without a type: "
+        "secret_values, passphrase, password, admin_password, database_user_password.",
+        None,
+    )
+    secrets: Literal["required", "opportunistic"] = setting(
+        "Whether plain text in a secret field is refused, or every field that happens to be a token is opened.", "required"
+    )
+    encrypted: bool = setting("Whether each body as a whole is a Fernet token.", False)
     arguments: dict[str, Any] = setting("Arguments of the consumer for the broker (x-priority), verbatim.", {})
     exclusive: bool = setting("Whether no other consumer may have the queue.", False)
     retry: Retry = setting("When a message is tried again.", Retry())

@@ -30,6 +30,9 @@ REPLAYED_HEADER = "x-rpcd-replayed"
 REPLAYED_TIME_HEADER = "x-rpcd-replayed-time"
 """When it was last replayed."""
 
+ARRIVAL_HEADER = "x-rpcd-arrival"
+"""When the message came for the first time, signed; only where the age of encrypted values counts."""
+
 HEADERS_HEADER = "x-rpcd-headers"
 """Headers that can't be read, as one byte array."""
 
@@ -46,7 +49,7 @@ _DROPPED = frozenset(
     name.encode() for name in (COUNT_HEADER, NACK_HEADER, DEADLINE_HEADER, "x-death", "x-delivery-count", "CC", "BCC")
 )
 _DROPPED_FAMILIES = (b"x-first-death-", b"x-last-death-", b"x-rpcd-")
-_MARKS = frozenset((REPLAYED_HEADER.encode(), REPLAYED_TIME_HEADER.encode()))
+_MARKS = frozenset((REPLAYED_HEADER.encode(), REPLAYED_TIME_HEADER.encode(), ARRIVAL_HEADER.encode()))
 
 
 @attrs.frozen
@@ -74,9 +77,12 @@ def retriable(message: Message[Any]) -> bool:
     return not isinstance(headers, Headers) or (headers.fault is None and _fits(_theirs(headers)))
 
 
-def retry_copy(message: Message[Any], queue: str, step: int, count: int, nacks: int, token: str) -> Outgoing:
+def retry_copy(
+    message: Message[Any], queue: str, step: int, count: int, nacks: int, token: str, arrival: str | None = None
+) -> Outgoing:
     """Make the copy that waits in a retry step; `count` retries will then lie behind it, `token` is its own id."""
     own = {
+        ARRIVAL_HEADER: arrival,
         COUNT_HEADER: count,
         NACK_HEADER: nacks or None,
         DEADLINE_HEADER: message.deadline,
@@ -88,10 +94,18 @@ def retry_copy(message: Message[Any], queue: str, step: int, count: int, nacks: 
 
 
 def archive_copy(
-    message: Message[Any], archive: str, who: Circumstances, reason: str, error: str | None, now: float, token: str
+    message: Message[Any],
+    archive: str,
+    who: Circumstances,
+    reason: str,
+    error: str | None,
+    now: float,
+    token: str,
+    arrival: str | None = None,
 ) -> Outgoing:
     """Make the copy that goes to the archive, with the circumstances in its headers; `now` is in seconds since the epoch."""
     own = {
+        ARRIVAL_HEADER: arrival,
         COUNT_HEADER: message.attempt - 1,
         DEADLINE_HEADER: message.deadline,
         COPY_HEADER: token,
@@ -109,14 +123,23 @@ def archive_copy(
     return _copy(message.properties, message.payload, "", archive, own, token)
 
 
-def copy_of(outcome: Outcome, message: Message[Any], title: str, who: Circumstances, now: float, token: str) -> Outgoing:
+def copy_of(
+    outcome: Outcome,
+    message: Message[Any],
+    title: str,
+    who: Circumstances,
+    now: float,
+    token: str,
+    arrival: str | None = None,
+) -> Outgoing:
     """Make the copy that an outcome asks for: for a retry step, or else for the archive.
 
-    `title` is what retry and archive queues are named after; `now` is in seconds since the epoch.
+    `title` is what retry and archive queues are named after; `now` is in seconds since the epoch; `arrival` is what the
+    route says of the first arrival.
     """
     if outcome.verdict is Verdict.RETRY:
-        return retry_copy(message, title, outcome.step, outcome.count, outcome.nacks, token)
-    return archive_copy(message, archive_queue(title), who, outcome.reason, outcome.error, now, token)
+        return retry_copy(message, title, outcome.step, outcome.count, outcome.nacks, token, arrival)
+    return archive_copy(message, archive_queue(title), who, outcome.reason, outcome.error, now, token, arrival)
 
 
 def replay_copy(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rpcd.core import keys
 from rpcd.core.copies import archive_queue, retry_queue
 from rpcd.core.errors import Problem
 from rpcd.core.locks import lane_key
@@ -46,6 +47,7 @@ def lint(settings: Settings) -> list[Problem]:
         *_twice(settings),
         *_consumers(settings),
         *_shared(settings),
+        *keys.problems(settings),
     ]
 
 

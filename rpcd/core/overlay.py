@@ -16,6 +16,10 @@ SECTIONS = tuple(field.name for field in attrs.fields(Settings) if field.name !=
 """What an overlay may hold: everything that the file may, but further overlays."""
 
 
+OF_BROKER = ("fernet_keys", "fernet_ttl")
+"""Settings of [broker] that an overlay may hold itself: keys belong to a virtual host, whichever the broker is."""
+
+
 def names(parsed: Mapping[str, Any]) -> list[str]:
     """Return the names of the overlays of a parsed file, in its order."""
     overlays = parsed.get(OVERLAYS)
@@ -30,7 +34,11 @@ def laid(parsed: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 
 def chosen(parsed: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     """Return the sections of that overlay; none if there is no such overlay, or if it is no table."""
-    return {key: section for key, section in _written(parsed, name).items() if key in SECTIONS}
+    written = _written(parsed, name)
+    sections = {key: section for key, section in written.items() if key in SECTIONS}
+    own = {key: written[key] for key in OF_BROKER if key in written}
+    broker = sections.get("broker", {})
+    return {**sections, "broker": {**broker, **own}} if own and isinstance(broker, dict) else sections
 
 
 def _written(parsed: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -46,8 +54,13 @@ def mistakes(parsed: Mapping[str, Any], name: str | None) -> Iterator[Problem]:
         remedy = f"known: {', '.join(known)}" if known else "the file has no [virtual_hosts.NAME] section at all"
         yield Problem(f"{OVERLAYS}.{name}", "there is no such section, but this virtual host is asked for", remedy)
     for each in known:
-        for key in _written(parsed, each):
-            if key not in SECTIONS:
+        written = _written(parsed, each)
+        broker = written.get("broker")
+        for key in written:
+            if key in OF_BROKER:
+                if isinstance(broker, dict) and key in broker:
+                    yield Problem(f"{OVERLAYS}.{each}.{key}", "stands in its broker table as well", "keep one of the two")
+            elif key not in SECTIONS:
                 close = difflib.get_close_matches(str(key), SECTIONS, 1)
                 remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(SECTIONS)}"
                 yield Problem(f"{OVERLAYS}.{each}.{key}", "unknown key", remedy)
@@ -62,9 +75,17 @@ def placed(problems: Iterable[Problem], parsed: Mapping[str, Any], name: str | N
     theirs = set(paths(overlay))
     own = set(paths({key: value for key, value in parsed.items() if key != OVERLAYS})) if theirs else set()
     return [
-        attrs.evolve(each, path=f"{OVERLAYS}.{name}.{each.path}") if _stems_from(each.path, theirs, own) else each
+        attrs.evolve(each, path=spelled(each.path, parsed, str(name))) if _stems_from(each.path, theirs, own) else each
         for each in problems
     ]
+
+
+def spelled(path: str, parsed: Mapping[str, Any], name: str) -> str:
+    """Return where in the file an overlay says what is at a path of the settings."""
+    setting = path.removeprefix("broker.")
+    written = _written(parsed, name)
+    short = setting != path and any(setting.startswith(key) and key in written for key in OF_BROKER)
+    return f"{OVERLAYS}.{name}.{setting if short else path}"
 
 
 def _stems_from(path: str, theirs: set[str], own: set[str]) -> bool:

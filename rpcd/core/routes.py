@@ -86,6 +86,10 @@ class Route:
         message.published = ENDED  # a thread or task that the handler has left behind is told so
         return outcome
 
+    def arrival_mark(self, _message: Message[Any]) -> str | None:
+        """Return what tells on a copy when the message came for the first time; None where that does not count."""
+        return None
+
     def judge(self, error: BaseException, message: Message[Any]) -> Outcome:
         """Return the outcome of an exception."""
         return judge(error, message, self.policy, self.clock())

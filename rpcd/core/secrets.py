@@ -18,10 +18,10 @@ WELL_KNOWN = ("", "guest")
 def written_out(parsed: Mapping[str, Any]) -> list[str]:
     """Return the places of the secrets that stand in a parsed file itself, its overlays included."""
     own = {key: value for key, value in parsed.items() if key != overlay.OVERLAYS}
-    parts = [("", own), *((f"{overlay.OVERLAYS}.{name}.", overlay.chosen(parsed, name)) for name in overlay.names(parsed))]
+    parts = [(None, own), *((name, overlay.chosen(parsed, name)) for name in overlay.names(parsed))]
     return [
-        f"{prefix}{path}"
-        for prefix, part in parts
+        path if name is None else overlay.spelled(path, parsed, name)
+        for name, part in parts
         for path, text in _secrets(part, Settings, "")
         if (_password(literal(text)) if path == "broker.url" else literal(text)) not in WELL_KNOWN
     ]

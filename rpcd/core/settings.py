@@ -66,6 +66,14 @@ class Broker:
     )
     connect_timeout: Seconds = setting("How long one host may take to accept a connection and a login.", Seconds(10.0))
     tls: Tls = setting("Certificates for amqps://.", Tls())
+    fernet_keys: list[str] = setting(
+        "Fernet keys that encrypted values are opened with, newest first; a string may hold several, one a line.",
+        [],
+        secret=True,
+    )
+    fernet_ttl: Seconds | None = setting(
+        "How old an encrypted value may be when its message arrives for the first time; of any age if not set.", None
+    )
 
 
 @attrs.frozen

@@ -81,8 +81,9 @@ class Settling:
         if outcome.verdict is Verdict.ARCHIVE or (outcome.verdict is Verdict.RETRY and not self._in_process):
             self._tokens += 1
             token = f"copy-{self._tokens}-{self._title}"[:100]
+            arrival = job.route.arrival_mark(job.message)
             try:
-                self._publish.copy(copy_of(outcome, job.message, self._title, self._who(job), now, token))
+                self._publish.copy(copy_of(outcome, job.message, self._title, self._who(job), now, token, arrival))
             except PublishError as error:
                 raise _CopyRefused(str(error)) from error
         return outcome

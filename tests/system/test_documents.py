@@ -197,6 +197,7 @@ def test_the_sample_names_every_setting_and_every_default(tmp_path: pathlib.Path
     whole.write_text(uncommented().replace("amqp://guest:guest@localhost:5672/", "amqps://guest:guest@localhost:5671/"))
     (tmp_path / "cred").mkdir()
     (tmp_path / "cred/rabbitmq").write_text("secret")
+    (tmp_path / "cred/fernet").write_text("A" * 43 + "=")
     elsewhere = ("broker.tls", "service.path", "consumers.orders.handler")  # not here; instead of a namespace
     found, problems = read(str(whole), {"CREDENTIALS_DIRECTORY": str(tmp_path / "cred")})
     assert [problem for problem in problems if not problem.path.startswith(elsewhere)] == []
