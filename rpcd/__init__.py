@@ -1,8 +1,10 @@
 """rpcd turns Python callables into reliable RabbitMQ consumers and RPC services.
 
-These are the names for handlers. Importing them loads neither Twisted nor pika, so a handler and its tests need no more
-than this package.
+These are the names for handlers, and for programs that ask them. Importing the package loads neither Twisted nor pika, so a
+handler and its tests need no more than it; only the first use of a client's name does.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from rpcd.core.errors import (
     BadMessage,
@@ -26,12 +28,17 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.message import Message, Reply
+from rpcd.core.patterns import Output, pull, respond, subscribe
 from rpcd.core.registration import message_handler
 from rpcd.core.secret import Secret
+
+if TYPE_CHECKING:
+    from rpcd.client import AsyncClient, Client, TwistedClient
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "BadMessage",
     "BadReply",
     "BadValue",
@@ -39,11 +46,13 @@ __all__ = [
     "CallFailed",
     "CallInterrupted",
     "CallTimeout",
+    "Client",
     "DeadlinePassed",
     "Drop",
     "HaltConsumer",
     "Message",
     "Nack",
+    "Output",
     "PermanentFailure",
     "PublishError",
     "PublishRefused",
@@ -53,7 +62,22 @@ __all__ = [
     "Retry",
     "RpcdError",
     "Secret",
+    "TwistedClient",
     "Unroutable",
     "__version__",
     "message_handler",
+    "pull",
+    "respond",
+    "subscribe",
 ]
+
+_CLIENTS = ("AsyncClient", "Client", "TwistedClient")
+
+
+def __getattr__(name: str) -> Any:
+    """Load the clients when somebody wants one."""
+    if name in _CLIENTS:
+        import rpcd.client  # noqa: PLC0415  # it loads Twisted and pika
+
+        return getattr(rpcd.client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

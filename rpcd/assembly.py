@@ -14,7 +14,8 @@ from rpcd.core import keys, lint, overlay
 from rpcd.core.building import Handlers
 from rpcd.core.errors import Problem, SettingsError
 from rpcd.core.handler import HandlerError, Target
-from rpcd.core.registration import PLACE, Registered, clashes, placed, registered, sections, traced, unreachable
+from rpcd.core.registered import PLACE, clashes, placed, sections, traced
+from rpcd.core.registration import Registered, registered, unreachable
 from rpcd.core.settings import Settings
 from rpcd.importing import check_start, checked_target, imported, looked_at
 from rpcd.layers import layered, prepare
@@ -119,12 +120,12 @@ def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:
     found = registered(modules)
     problems += [
         Problem(
-            f"{PLACE}{module}:{name}",
+            f"{PLACE}{by} {path}",
             "no top-level name of its module leads to it, so it would never run",
             "give it one of its own, and use functools.wraps in decorators above",
         )
-        for module, name in unreachable(modules, found)
-        if any(each.path.startswith(f"{module}:") for each in found)  # else that is told of the whole module
+        for by, path in unreachable(modules, found)
+        if any(each.path.startswith(f"{path.partition(':')[0]}:") for each in found)  # else that is told of the whole module
     ]
     return [placed(each, settings) for each in found], problems
 

@@ -20,7 +20,8 @@ from rpcd.core.building import Handlers, build
 from rpcd.core.copies import Circumstances
 from rpcd.core.errors import Problem
 from rpcd.core.load import load
-from rpcd.core.registration import Registered, traced
+from rpcd.core.registered import traced
+from rpcd.core.registration import Registered
 from rpcd.core.settings import Settings
 from rpcd.core.topology import Bind, Declaration, delivery_limit, plan_consumer
 from rpcd.files import parse

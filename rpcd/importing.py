@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from rpcd.core import registration
+from rpcd.core import patterns, registration
 from rpcd.core.handler import HandlerError, Target, check_body_type, target
 
-_DECORATOR = str(registration.__file__)
+_DECORATORS = (str(registration.__file__), str(patterns.__file__))
 """Whoever calls `message_handler` wrongly wants to see his own line, not one of it."""
 
 
@@ -92,7 +92,7 @@ def _last_place(error: BaseException) -> str:
     """Say what was raised and on which line of which file."""
     said = traceback.format_exception_only(error)[-1].strip()
     frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", _DECORATOR))), None)
+    last = next((frame for frame in reversed(frames) if not frame.filename.startswith(("<", *_DECORATORS))), None)
     if isinstance(error, SyntaxError) or last is None or last.filename == __file__:
         return said if not isinstance(error, SyntaxError) else f"{said} ({error.filename}, line {error.lineno})"
     return f"{said} ({last.filename}, line {last.lineno})"

@@ -278,7 +278,8 @@ class Daemon(Service):
         if given_back or overdue or any(consumer.workers.running for consumer in unfinished):
             log.error("stopped with unfinished handlers; messages that go back to the broker: %s", given_back)
             ending.exit_with(ExitCode.TEMPFAIL)
-        closing = DeferredList([self.publisher.stop(), *(consumer.connection.stop() for consumer in unfinished)])
+        last_words = [Deferred.fromCoroutine(consumer.workers.last_words()) for consumer in unfinished]
+        closing = DeferredList([self.publisher.stop(), *(each.connection.stop() for each in unfinished), *last_words])
         try:
             await bounded(closing, CLOSE_SECONDS, self._reactor, "closing the connections")
         except WaitTooLong as late:
@@ -291,8 +292,7 @@ class Daemon(Service):
         log.info("stopped, %s", "starting anew" if self._anew else f"exit code {ending.exit_code()}")
 
     def _tell(self) -> None:
-        running = sum(len(consumer.workers.running) for consumer in self.consumers)
-        log.info("draining; handlers that still run: %s", running)
+        log.info("draining; handlers that still run: %s", sum(len(each.workers.running) for each in self.consumers))
 
 
 def _forget(done: Deferred[Any]) -> None:

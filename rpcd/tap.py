@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
+import attrs
 from twisted.application.service import IService
 from twisted.logger import ILogObserver
 from twisted.python import usage
@@ -28,6 +29,13 @@ from rpcd.ops.log_queue import LOG_QUEUE
 from rpcd.ops.reload import Origin
 from rpcd.ops.systemd import START_SECONDS, Systemd
 from rpcd.service import Daemon
+
+
+LOG_FORMAT = "RPCD_LOG_FORMAT"
+"""The environment variable that wins over the format in [logging]."""
+
+
+FORMATS: Mapping[str, Literal["text", "json"]] = {"text": "text", "json": "json"}
 
 
 class Options(usage.Options):
@@ -84,7 +92,9 @@ def _make(options: Options, environment: Mapping[str, str], systemd: Systemd) ->
     virtual_host = options["virtual-host"] or environment.get(VIRTUAL_HOST) or None
     twistd: Mapping[str, Any] = options.parent or {}
     log = Log(twistd, environment)
-    wanted = read(path, environment, virtual_host)[0].logging  # its problems are told by `assemble`, with all others
+    wanted = _logging(
+        read(path, environment, virtual_host)[0], environment
+    )  # problems are told by `assemble`, with all others
     with log.during_imports(wanted):
         settings, plans = assemble(path, environment, virtual_host)
     from twisted.internet import reactor  # noqa: PLC0415  # importing it installs it, which is for a daemon only
@@ -96,6 +106,15 @@ def _make(options: Options, environment: Mapping[str, str], systemd: Systemd) ->
     daemon.observer = log.observer
     log.consumers = daemon.consumers
     return daemon
+
+
+def _logging(settings: Settings, environment: Mapping[str, str]) -> Logging:
+    """Return how to log; the environment's format wins, for whoever starts the daemon and reads its lines."""
+    if (form := environment.get(LOG_FORMAT)) is None:
+        return settings.logging
+    if (known := FORMATS.get(form)) is not None:
+        return attrs.evolve(settings.logging, format=known)
+    raise Refusal(f"{LOG_FORMAT}: {form!r} is not one of {', '.join(FORMATS)}")
 
 
 def _check_doors(settings: Settings, path: str, reactor: Any) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.task import deferLater
 from twisted.python.threadpool import ThreadPool
 
 from rpcd.amqp.waiting import Once
@@ -14,6 +15,9 @@ from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job
 from rpcd.core.routes import Route
 from rpcd.core.verdict import Outcome, Verdict
+
+LAST_SECONDS = 1.0
+"""How long handlers that are told to give up may take to look and to end, when the process waits no longer."""
 
 Finished = Callable[[list[Job]], None]
 
@@ -86,6 +90,12 @@ class Crew(abc.ABC):
         self.hold()
         for job in self.running:
             job.message.cancel()
+
+    async def last_words(self) -> None:
+        """Wait until all that was told so has ended, for a moment at most: it may have something to put away."""
+        until = self._reactor.seconds() + LAST_SECONDS
+        while self.running and self._reactor.seconds() < until:
+            await deferLater(self._reactor, LAST_SECONDS / 20)
 
     @abc.abstractmethod
     def _wake(self) -> None:

@@ -10,24 +10,20 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from rpcd.amqp.asking import Asking
+from rpcd.amqp.confirming import supply
 from rpcd.amqp.connection import Connection
 from rpcd.amqp.declare import carry_out, probe_default_exchange
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import Once, bounded, repeating, unless
-from rpcd.core.errors import BrokerRefused, ChannelClosed, ConnectionLost, ObjectMissing
+from rpcd.amqp.waiting import Once, repeating, unless
+from rpcd.core.errors import BrokerRefused, ObjectMissing
 from rpcd.core.outgoing import Outgoing
-from rpcd.core.stats import bump
 from rpcd.core.topology import Declaration
 
 SWEEP_SECONDS = 1.0
-CHANNEL_SECONDS = 30.0
-"""How long the broker may take to open a channel."""
-
 MISSING_SECONDS = 5.0
 """How often a missing object is looked for again."""
 
@@ -101,8 +97,8 @@ class Publisher:
         protocol.when_lost(lambda _reason: self._block(False))  # an alarm ends with its connection: time limits run again
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
         await probe_default_exchange(protocol, "send replies and publish copies to the retry and archive queues")
-        await self._open(protocol, self.copies, ended)
-        await self._open(protocol, self.publications, ended)
+        await supply(self.copies, protocol, self.connection, ended, self._reactor)
+        await supply(self.publications, protocol, self.connection, ended, self._reactor)
         self.connection.serving()
         self.connections += 1
         self.calls.attach(protocol)
@@ -128,27 +124,6 @@ class Publisher:
                 raise
             else:
                 return
-
-    async def _open(self, protocol: AmqpProtocol, outbox: Outbox, ended: Once) -> None:
-        """Give an outbox a channel, and another one whenever the broker closes it over a publication."""
-        channel = await bounded(protocol.open_channel(), CHANNEL_SECONDS, self._reactor, "opening a channel")
-
-        def failed(failure: Failure) -> None:
-            ended.fail(failure.value or ConnectionLost("a channel could not be opened"))
-
-        def closed(reason: Exception) -> None:
-            if isinstance(reason, ChannelClosed) and not protocol.is_lost:
-                log.warning("the broker closed a publishing channel: %s", reason)
-                bump(outbox.stats.channel_errors, reason.code)
-                Deferred.fromCoroutine(self._open(protocol, outbox, ended)).addErrback(failed)
-
-        await bounded(
-            Deferred.fromCoroutine(outbox.attach(channel, self.connection.again)),
-            CHANNEL_SECONDS,
-            self._reactor,
-            "switching confirms on",
-        )
-        channel.when_closed(closed)
 
     def _on_blocked(self, reason: str | None) -> None:
         if reason is None:

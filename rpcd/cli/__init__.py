@@ -11,7 +11,9 @@ from rpcd.cli.check import check
 from rpcd.cli.completion import completion
 from rpcd.cli.ctl import ctl
 from rpcd.cli.declare import declare
+from rpcd.cli.dev import dev
 from rpcd.cli.keys import keys
+from rpcd.cli.new import new
 from rpcd.cli.publish import publish
 from rpcd.cli.run import run
 from rpcd.cli.status import status
@@ -39,5 +41,5 @@ def _as_typed(command: click.Command) -> click.Command:
     return command
 
 
-for command in (archive, call, check, completion, ctl, declare, keys, publish, run, status, tail):
+for command in (archive, call, check, completion, ctl, declare, dev, keys, new, publish, run, status, tail):
     main.add_command(_as_typed(command))

@@ -39,6 +39,7 @@ from rpcd.core.errors import (
     Unroutable,
 )
 from rpcd.core.load import heartbeat
+from rpcd.ops.announced import announced
 from rpcd.ops.logs import quieten_pika
 
 UNAVAILABLE = 69
@@ -46,6 +47,9 @@ UNAVAILABLE = 69
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 """What ends a command early, and what it then says; its exit code is 128 and the signal's number, as a shell's would be."""
+
+DEV = "`rpcd dev`"
+"""Where a URL comes from that nobody wrote."""
 
 _CODES = (
     (WaitTooLong, ExitCode.TEMPFAIL),
@@ -108,8 +112,26 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def environment_of(asked: Asked) -> dict[str, str]:
-    """Return the environment to read a config in: --url stands for RABBITMQ_URL."""
-    return {**os.environ, **({"RABBITMQ_URL": asked.url} if asked.url is not None else {})}
+    """Return the environment to read a config in: --url stands for RABBITMQ_URL, and so does the broker of `rpcd dev`."""
+    url = asked.url if asked.url is not None else _of_dev(asked)
+    return {**os.environ, **({"RABBITMQ_URL": url} if url is not None else {})}
+
+
+def _of_dev(asked: Asked) -> str | None:
+    """Return the URL of the private broker that `rpcd dev` runs for the config, if nothing else names one."""
+    return announced(asked.config) if asked.config and "RABBITMQ_URL" not in os.environ else None
+
+
+def _variable(asked: Asked) -> str:
+    """Return what the user knows the environment's RABBITMQ_URL by."""
+    return "--url" if asked.url is not None else DEV if _of_dev(asked) is not None else "RABBITMQ_URL"
+
+
+def source_of(asked: Asked) -> str:
+    """Say where it is written which broker to talk to."""
+    if "RABBITMQ_URL" in environment_of(asked):
+        return _variable(asked)
+    return f"[broker] of {asked.config}" if asked.config else "--url, or RABBITMQ_URL"
 
 
 def choose(asked: Asked) -> Where:
@@ -117,9 +139,8 @@ def choose(asked: Asked) -> Where:
 
     --virtual-host lays its overlay over the config; it wins over the virtual host in the URL.
     """
-    config, url, virtual_host, environment = asked.config, asked.url, asked.virtual_host, environment_of(asked)
-    variable = "--url" if url is not None else "RABBITMQ_URL"
-    source = variable if "RABBITMQ_URL" in environment else f"[broker] of {config}" if config else "--url, or RABBITMQ_URL"
+    config, virtual_host, environment = asked.config, asked.virtual_host, environment_of(asked)
+    variable, source = _variable(asked), source_of(asked)
     try:
         beat = heartbeat(environment)
     except AddressError as error:

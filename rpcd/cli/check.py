@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from rpcd.amqp.plan import Plan
 from rpcd.amqp.rehearsal import Finding, Rehearsal
 from rpcd.amqp.waiting import Once, unless
-from rpcd.cli.broker import CONFIG_FILE, Connect, Where, talk, virtual_host_option
+from rpcd.cli.broker import CONFIG_FILE, Asked, Connect, Where, environment_of, source_of, talk, virtual_host_option
 from rpcd.cli.show import end, json_line, say, table, tell
 from rpcd.config import CONFIG, assemble
 from rpcd.core import overlay
@@ -86,12 +86,13 @@ def _assembled(config: str, virtual_host: str | None) -> dict[str | None, tuple[
 
     Raises SettingsError; a problem that only some of them have names these.
     """
-    ways = [virtual_host] if virtual_host is not None else _ways(parse(config, os.environ))
+    environment = environment_of(Asked(config, None, virtual_host))
+    ways = [virtual_host] if virtual_host is not None else _ways(parse(config, environment))
     made = {}
     told: dict[Problem, list[str | None]] = {}
     for way in ways:
         try:
-            made[way] = assemble(config, os.environ, way)
+            made[way] = assemble(config, environment, way)
         except SettingsError as error:
             for problem in error.problems:
                 told.setdefault(problem, []).append(way)
@@ -161,8 +162,8 @@ def _rehearse(config: str, settings: Settings, plans: list[Plan], as_json: bool)
             end(text, code)
         _wrong([Problem("broker", text)], code, as_json)
 
-    source = "RABBITMQ_URL" if "RABBITMQ_URL" in os.environ else f"[broker] of {config}"
-    findings = talk(Where(address(settings.broker, heartbeat(os.environ)), source), work, failed)
+    where = Where(address(settings.broker, heartbeat(os.environ)), source_of(Asked(config, None, None)))
+    findings = talk(where, work, failed)
     for name in left:
         tell(f"left behind, because it is in use by now: {name}")
     return versions[0], findings

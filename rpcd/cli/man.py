@@ -38,6 +38,7 @@ _ENVIRONMENT = (
     ("RABBITMQ_HEARTBEAT", "Seconds between heartbeats; wins over the URL and the config."),
     ("RPCD_VIRTUAL_HOST", "The virtual host, and so its overlay in the config, if no --virtual-host is given."),
     ("CREDENTIALS_DIRECTORY", "Where ${credential:NAME} of the config is looked for; systemd sets it for a unit."),
+    ("RPCD_LOG_FORMAT", "text or json; wins over the format in [logging]."),
     (
         "LOGGING_FILE_CONFIG",
         "A file for Python's logging.config.fileConfig that takes the place of [logging]; for the daemon.",

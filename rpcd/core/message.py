@@ -182,7 +182,7 @@ class Message(Generic[BodyT]):
 
         True once the deadline has passed, the time limit has passed, or the process stops and waits no longer; never false
         again. Reading it costs next to nothing, in any thread and on a loop: look between two steps of long work. A thread
-        can't be interrupted, so it is only told so; an async handler is cancelled as well.
+        can't be interrupted, so it is only told so; its deadline and its time limit cancel an async handler as well.
         """
         return self._cancelled or (self.deadline is not None and self._now() >= self.deadline)
 

@@ -56,11 +56,12 @@ class Question:
             self.routing_key,
             self.body,
             correlation_id=correlation_id,
+            message_id=self.options.get("message_id", correlation_id),  # a service knows by it what it has seen already
             reply_to=DIRECT_REPLY_TO,
             expiration=seconds,
             timestamp=int(now),
             mandatory=True,
-            **self.options,
+            **{name: value for name, value in self.options.items() if name != "message_id"},
         )
 
 

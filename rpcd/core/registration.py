@@ -1,4 +1,4 @@
-"""`@rpcd.message_handler`: a handler that says itself what it wants to be sent, and how that becomes settings.
+"""`@rpcd.message_handler`: a handler that says itself what it wants to be sent.
 
 The decorator only marks its object. What an operator names in `[service] modules` is imported, and marks on its top-level
 names become sections of the config, under those of the file: whatever the file says of the same queue or consumer wins.
@@ -12,16 +12,12 @@ from typing import Any, TypeVar
 
 import attrs
 
-from rpcd.core.errors import Problem
-from rpcd.core.settings import Consumer, Settings
+from rpcd.core.settings import Consumer
 
 MARK = "__rpcd_registrations__"
 
 SAID = "__rpcd_said__"
 """Where a module keeps what its decorators have said, whatever has become of the objects."""
-
-PLACE = "@message_handler "
-"""How the place of a mistake begins that is a decorator's, not the file's."""
 
 _OWN = frozenset({"queue", "handler", "namespace", "exchanges"})
 """What the decorator itself says of its consumer."""
@@ -38,6 +34,13 @@ class Registration:
     queue: str | None
     name: str | None
     settings: Mapping[str, Any]
+    by: str = "message_handler"
+    """The decorator's name."""
+
+    def tables(self, section: str) -> dict[str, Any]:
+        """Return the sections of what it needs on the broker; its queue is that of [queues.SECTION]."""
+        binding = {"exchange": self.exchange, "routing_keys": self.routing_keys}
+        return {"queues": {section: {"bindings": [binding]}}}
 
 
 @attrs.frozen
@@ -78,21 +81,26 @@ def message_handler(
     for what, value in (("queue", queue), ("name", name)):
         if value is not None:
             _check_name(what, value)
-    _check_settings(settings)
-    _check_text(*keys, exchange, queue or "", name or "")
-    registration = Registration(tuple(keys), exchange, queue, name, settings)
+    check_settings("message_handler", settings)
+    check_text("message_handler", *keys, exchange, queue or "", name or "")
+    return marking(Registration(tuple(keys), exchange, queue, name, settings))
+
+
+def marking(registration: Registration) -> Callable[[ObjectT], ObjectT]:
+    """Return the decorator that says this of an object, which comes back as it was."""
+    by = f"@{registration.by}"
 
     def mark(decorated: ObjectT) -> ObjectT:
         if not callable(decorated):
-            raise TypeError(f"@message_handler: a handler is a function or a class, not of type {type(decorated).__name__}")
+            raise TypeError(f"{by}: a handler is a function or a class, not of type {type(decorated).__name__}")
         known_as = str(getattr(decorated, "__qualname__", ""))
         within, dot, _ = known_as.rpartition(".")
         if dot and not within.endswith("<locals>"):  # nobody would find it there, and a method wants a `self`
-            raise TypeError(f"@message_handler: {known_as} is inside a class; decorate the class, or a function")
+            raise TypeError(f"{by}: {known_as} is inside a class; decorate the class, or a function")
         try:
             setattr(decorated, MARK, (*marks(decorated), registration))
         except (AttributeError, TypeError):
-            said = f"@message_handler: an object of type {type(decorated).__name__} can't be marked; decorate a function"
+            said = f"{by}: an object of type {type(decorated).__name__} can't be marked; decorate a function"
             raise TypeError(said) from None
         _note(decorated, known_as, registration)
         return decorated
@@ -107,12 +115,13 @@ def _note(decorated: Any, known_as: str, registration: Registration) -> None:
         vars(module).setdefault(SAID, []).append((known_as, registration))
 
 
-def _check_text(*texts: str) -> None:
+def check_text(by: str, *texts: str) -> None:
+    """Raise ValueError unless names can be sent."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ValueError(f"@message_handler: {half!r} is half a character, which can't be sent") from None
+        raise ValueError(f"@{by}: {half!r} is half a character, which can't be sent") from None
 
 
 def _check_keys(keys: Any) -> None:
@@ -130,19 +139,20 @@ def _check_name(what: str, value: Any) -> None:
         raise ValueError(f"@message_handler: {what} is empty{said}")
 
 
-def _check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(by: str, settings: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless these are a consumer's settings, and none that the decorator says itself."""
     known = [field.name for field in attrs.fields(Consumer) if field.name not in _OWN]
     for unknown in settings:
         if unknown in _OWN:
-            raise TypeError(f"@message_handler: {unknown!r} is said by the decorator itself; leave it out")
+            raise TypeError(f"@{by}: {unknown!r} is said by the decorator itself; leave it out")
         if unknown not in known:
             close = difflib.get_close_matches(unknown, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise TypeError(f"@message_handler: there is no setting {unknown!r}; {hint}")
+            raise TypeError(f"@{by}: there is no setting {unknown!r}; {hint}")
     try:
-        _copied(settings)
+        copied(settings)
     except RecursionError:
-        raise ValueError("@message_handler: a setting contains itself") from None
+        raise ValueError(f"@{by}: a setting contains itself") from None
 
 
 def marks(value: Any) -> tuple[Registration, ...]:
@@ -167,12 +177,12 @@ def registered(modules: Iterable[types.ModuleType]) -> list[Registered]:
 
 
 def unreachable(modules: Iterable[types.ModuleType], found: Iterable[Registered]) -> Iterator[tuple[str, str]]:
-    """Yield module and name of whatever is decorated in one of the modules, and not found by any top-level name."""
+    """Yield decorator and path of whatever is decorated in one of the modules, and not found by any top-level name."""
     known = {id(each.registration) for each in found}
     for module in modules:
         for name, registration in getattr(module, "__dict__", {}).get(SAID, ()):
             if id(registration) not in known:
-                yield module.__name__, name
+                yield registration.by, f"{module.__name__}:{name}"
 
 
 def _home(value: Any) -> str | None:
@@ -181,102 +191,8 @@ def _home(value: Any) -> str | None:
     return f"{module.__name__}:{name}" if module is not None and vars(module).get(name) is value else None
 
 
-# Registrations as settings ------------------------------------------------------------------------
-
-
-def clashes(found: Sequence[Registered], settings: Settings) -> Iterator[Problem]:
-    """Yield a problem for each registration that wants a consumer's name, or a queue, that another has already."""
-    first: dict[str, Registered] = {}
-    for each in found:
-        other = first.setdefault(each.name, each)
-        if other is not each:
-            owner = "another decorator on the same object" if other.path == each.path else other.path
-            yield Problem(_place(each), f"the consumer {each.name!r} is that of {owner} already", _OWN_QUEUE)
-    owners: dict[str, str] = {}
-    order = sorted(settings.consumers, key=lambda name: name in first)  # what only the file says was there before
-    for name in order:
-        owner = owners.setdefault(settings.consumers[name].queue, name)
-        if owner != name and name in first:
-            said = first[owner].path if owner in first else f"consumers.{owner}"
-            what = f"the queue {settings.consumers[name].queue!r} is that of {said} already"
-            yield Problem(_place(first[name]), what, _OWN_QUEUE)
-
-
-_OWN_QUEUE = "give each decorator a queue= of its own"
-
-
-def _place(each: Registered, setting: str = "") -> str:
-    return f"{PLACE}{each.path}" + (f", {setting}" if setting not in ("", "handler") else "")
-
-
-def placed(each: Registered, settings: Settings) -> Registered:
-    """Return a registration with the section of its queue: what the file says, if it says anything."""
-    consumer = settings.consumers.get(each.name)
-    if consumer is not None:
-        return attrs.evolve(each, section=consumer.queue)
-    named = [key for key in settings.queues if settings.queue_name(key) == each.queue]
-    return attrs.evolve(each, section=each.queue if each.queue in settings.queues or not named else named[0])
-
-
-def sections(raw: Mapping[str, Any], found: Iterable[Registered]) -> dict[str, Any]:
-    """Return a parsed config with the sections of registrations added under its own, which is left as it is."""
-    tree: dict[str, Any] = _copied(raw)
-    for each in found:
-        binding = {"exchange": each.registration.exchange, "routing_keys": each.registration.routing_keys}
-        _put_under(tree, {"queues": {each.section: {"bindings": [binding]}}, "consumers": {each.name: _consumer(each)}})
-    return tree
-
-
-def _consumer(each: Registered) -> dict[str, Any]:
-    return {"queue": each.section, "handler": each.path, **each.registration.settings}
-
-
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copy tables and arrays, as a file has them; what a config holds besides may be anything, and stays itself."""
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _put_under(upper: dict[str, Any], lower: Mapping[str, Any]) -> None:
-    """Add what only `lower` has; tables are gone into, everything else of `upper` stays as it is."""
-    for key, value in lower.items():
-        if isinstance(value, Mapping) and isinstance(upper.get(key), dict):
-            _put_under(upper[key], value)
-        elif key not in upper:
-            upper[key] = _copied(value)
-
-
-def traced(problem: Problem, raw: Mapping[str, Any], found: Iterable[Registered]) -> Problem:
-    """Return a problem with the decorator as its place if that is where it comes from, not the file that `raw` is."""
-    kind, _, rest = problem.path.partition(".")
-    said: dict[str, tuple[Registered, Mapping[str, Any]]] = {}
-    for each in found:
-        if kind == "consumers":
-            said.setdefault(each.name, (each, _consumer(each)))
-        elif kind == "queues":
-            said.setdefault(each.section, (each, {"bindings": ()}))
-    file = _table(raw.get(kind))
-    fitting = [name for name in (*said, *map(str, file)) if rest == name or rest.startswith((f"{name}.", f"{name}["))]
-    name = max(fitting, key=len, default="")  # one name may begin like another
-    if name not in said:
-        return problem
-    (each, given), section, setting = said[name], _table(file.get(name)), rest[len(name) :].lstrip(".")
-    comes_from_code = not section or (setting and _says(given, setting) and not _says(section, setting))
-    return attrs.evolve(problem, path=_place(each, setting)) if comes_from_code else problem
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _says(section: Mapping[str, Any], setting: str) -> bool:
-    """Tell whether a section sets what a path such as `retry.delays[1]` leads to."""
-    part: Any = section
-    for name in setting.partition("[")[0].split("."):
-        if not isinstance(part, Mapping):
-            return True
-        if name not in part:
-            return False
-        part = part[name]
-    return True
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list | tuple) else value

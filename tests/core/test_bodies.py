@@ -170,12 +170,12 @@ class Deferred(BaseModel):
 
 class Node(BaseModel):
     value: int
-    children: list["Node"] = []
+    children: "list[Node]" = []
 
 
 class PlainNode(msgspec.Struct):
     value: int
-    children: list["PlainNode"] = []
+    children: "list[PlainNode]" = []
 
 
 OfPydantic = typing.NewType("OfPydantic", Order)

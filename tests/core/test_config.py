@@ -331,6 +331,31 @@ def test_an_on_start_that_cannot_be_called_without_arguments_is_found_before_the
     assert problems(caught)[0].startswith(f"service.on_start: {on_start}")
 
 
+def test_a_model_whose_names_are_not_found_is_a_problem(assembled: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        assembled(
+            PLAIN,
+            """
+            import pydantic, rpcd
+            class Order(pydantic.BaseModel):
+                item: "Item"
+            def handle(message: rpcd.Message[list[Order]]): pass
+            """,
+        )
+    (problem,) = problems(caught)
+    assert problem.startswith("consumers.shop.handler: shop_handlers:handle: a body can't be decoded to list[")
+    assert problem.endswith(": name 'Item' is not defined")
+
+
+def test_a_module_that_lacks_pydantic_is_told_the_extra(assembled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydantic", None)  # as where it is not installed
+    with pytest.raises(SettingsError) as caught:
+        assembled(PLAIN, "from pydantic import BaseModel\ndef handle(message): pass")
+    (problem,) = problems(caught)
+    assert problem.startswith("consumers.shop.handler: shop_handlers:handle can't be imported: ModuleNotFoundError: ")
+    assert problem.endswith('; pip install "rpcd[pydantic]" (Debian: apt-get install python3-pydantic)')
+
+
 def test_a_body_type_that_cannot_be_decoded_to_is_a_problem(assembled: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         assembled(

@@ -198,6 +198,16 @@ def test_the_row_of_a_type_is_that_of_its_nearest_base(kind: type[BaseException]
             {"place": "body.items[1]", "reason": "Expected `int`, got `str`"},
             "Bad message: body.items[1]: Expected `int`, got `str`",
         ),
+        (
+            errors.BadMessage("body.a", "Field required", [("body.a", "Field required"), ("body.b", "not valid")], 3),
+            {
+                "place": "body.a",
+                "reason": "Field required",
+                "faults": [{"place": "body.a", "reason": "Field required"}, {"place": "body.b", "reason": "not valid"}],
+                "more": 3,
+            },
+            "Bad message: body.a: Field required; body.b: not valid; and 3 more",
+        ),
         (errors.TimeLimitPassed(), {}, "The time limit was passed"),
         (Boom(SECRET), {}, UNEXPECTED),
     ],

@@ -40,6 +40,7 @@ def test_a_request_carries_all_that_the_other_side_needs() -> None:
     assert (request.exchange, request.routing_key, request.body) == ("shop", "price", b'{"of":"tea"}')
     assert request.mandatory
     assert (properties.reply_to, properties.correlation_id) == ("amq.rabbitmq.reply-to", "id-1")
+    assert properties.message_id == "id-1"  # without one, a redelivered request would run again
     assert (properties.expiration, properties.timestamp) == ("2500", 1_700_000_000)
     assert (properties.headers, properties.type, properties.priority) == ({"tenant": "north"}, "ask", 3)
 

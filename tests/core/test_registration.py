@@ -12,7 +12,8 @@ from sections import built
 
 import rpcd
 from rpcd.core.errors import Problem
-from rpcd.core.registration import Registered, Registration, marks, placed, registered, sections, traced
+from rpcd.core.registered import placed, sections, traced
+from rpcd.core.registration import Registered, Registration, marks, registered
 
 
 def module(**members: Any) -> types.ModuleType:

@@ -33,6 +33,8 @@ def test_the_wheel_brings_the_plugin_and_the_command_and_leaves_twisted_whole(en
     names = run(environment / "python", "-m", "pip", "show", "--files", "rpcd")
     assert "twisted/plugins/rpcd_plugin.py" in names
     assert "twisted/__init__.py" not in names
+    run(environment / "rpcd", "new", environment / "shop")
+    assert "all is well" in run(environment / "rpcd", "check", "--config", environment / "shop/shop.toml")
     run(environment / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "rpcd")
     assert "rpcd " not in run(environment / "twistd", "--help")
     assert run(environment / "python", "-c", "import twisted.plugins, twisted.internet; print('whole')") == "whole\n"

@@ -24,3 +24,23 @@ def test_a_decorated_object_keeps_its_type(tmp_path: pathlib.Path) -> None:
     assert 'typed.py:13: note: Revealed type is "str"' in done.stdout.replace("builtins.", "")
     assert 'incompatible type "str"; expected "Message[int]"' in done.stdout
     assert "Found 1 error" in done.stdout
+
+
+def test_a_body_is_of_the_type_that_its_message_names(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "typed.py").write_text(
+        "import pydantic\nimport rpcd\n\n"
+        "class Order(pydantic.BaseModel):\n    customer: str\n\n"
+        "def place(message: rpcd.Message[Order]) -> rpcd.Reply:\n    reveal_type(message.body)\n"
+        "    message.body.nothing\n    return rpcd.Reply(message.body)\n\n"
+        'place(rpcd.Message(Order(customer="ada")))\nplace(rpcd.Message({"customer": "ada"}))\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "typed.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert 'typed.py:8: note: Revealed type is "typed.Order"' in done.stdout
+    assert '"Order" has no attribute "nothing"' in done.stdout
+    assert 'expected "Order"' in done.stdout
+    assert "Found 2 errors" in done.stdout

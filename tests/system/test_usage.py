@@ -19,6 +19,7 @@ USUAL = {
     "check": ["--broker"],
     "declare": [],
     "run": [],
+    "dev": [],
     "completion": ["bash"],
     "ctl": ["status"],
     "status": [],
@@ -87,7 +88,7 @@ def test_a_wrong_url_is_told(command: str, url: str, tmp_path: pathlib.Path) -> 
     ("command", "name"),
     [
         *(("declare", name) for name in [*CONFIGS, "directory", "surrogate", "long"]),
-        *itertools.product(("call", "publish", "tail", "check", "run"), ("missing", "broker")),
+        *itertools.product(("call", "publish", "tail", "check", "run", "dev"), ("missing", "broker")),
     ],
 )
 def test_a_wrong_config_is_told(command: str, name: str, tmp_path: pathlib.Path) -> None:
