@@ -37,8 +37,8 @@ class Consumer:
     ) -> None:
         """Declare what it needs and build its routes; handlers are made when they are needed."""
         self.name = name
-        self.section = settings.consumers[name]
         built = build(settings, name, handlers, clock)
+        self.section = built.section
         queue = settings.queue_name(self.section.queue)
         named = broker.carry_out(plan_consumer(settings, name))
         self.queue = broker.queues[queue or named]

@@ -180,6 +180,12 @@ def test_a_reply_by_the_requests_own_exchange_arrives() -> None:
         assert harness.call("work.now", "x", exchange="shop").success
 
 
+def test_a_request_by_a_fanout_is_not_taken_for_its_reply() -> None:
+    with Harness({"exchanges": {"all": {"type": "fanout"}}}) as harness:
+        harness.consumer("work", do, exchange="all")
+        assert harness.call("x", "x", exchange="all").data["attempt"] == 1
+
+
 def test_an_unexpected_exception_goes_through_to_the_test(harness: Harness) -> None:
     with pytest.raises(Boom):
         harness.call("work", "boom")
@@ -466,6 +472,18 @@ def test_what_an_async_handler_publishes_at_once_fails_it_awaited_or_not(body: s
     with Harness({"work": Async}) as harness:
         delivery = harness.deliver("work", body, reraise=False)
         assert (delivery.verdict, type(delivery.error)) == ("retry", rpcd.Unroutable)
+
+
+def test_what_a_thread_of_an_async_handler_publishes_is_published_when_it_returns() -> None:
+    async def handle(message: rpcd.Message[Any]) -> str:
+        try:
+            await asyncio.to_thread(message.publish_now, "", "nowhere", {}, mandatory=True)
+        except rpcd.Unroutable:
+            return "refused"
+        return "published"
+
+    with Harness({"work": handle}) as harness:
+        assert harness.call("work").data == {"result": "refused"}
 
 
 def test_async_tests_await_the_twins_on_their_own_loop() -> None:
