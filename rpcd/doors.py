@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from rpcd import __version__
 from rpcd.amqp.consumer import Consumer
+from rpcd.amqp.depths import Depths
 from rpcd.amqp.publisher import Publisher
 from rpcd.amqp.waiting import repeating
 from rpcd.core.settings import Settings
@@ -78,6 +79,7 @@ class Doors:
         self._ticks = 0
         self._control: Control | None = None
         self._http: Any = None
+        self._depths: Depths | None = None
         self.lag = Lag(reactor)
         self._looking = repeating(self._look, reactor)
         self._feeding = repeating(self._feed, reactor)
@@ -113,8 +115,9 @@ class Doors:
             error = getattr(failure.value, "socketError", None) or failure.value
             raise CannotOpen(f"service.http: can't listen on {description}: {getattr(error, 'strerror', None) or error}")
 
+        depths = self._depths = Depths([each.plan for each in self._consumers], self._publisher, self._reactor)
         watched = Watched(
-            self._consumers, self._publisher, self.lag, self.phase, __version__, self._since, lambda: self.report()["ready"]
+            self._consumers, self._publisher, depths, self.lag, self.phase, __version__, self._since, self._is_ready
         )
         try:
             for said in health.warnings(description):
@@ -137,6 +140,8 @@ class Doors:
         if self._http is not None:
             with contextlib.suppress(Exception):  # the process ends with it anyhow
                 await self._http.stopListening()
+        if self._depths is not None:
+            self._depths.stop()
         if self._looking.running:
             self._looking.stop()
         if self._feeding.running:
@@ -165,6 +170,9 @@ class Doors:
             "consumers": consumers,
             "publisher": publisher,
         }
+
+    def _is_ready(self) -> bool:
+        return bool(self.report()["ready"])
 
     def _state(self, ready: bool) -> str:
         phase = self.phase

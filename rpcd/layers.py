@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from rpcd import features
+import rpcd.features
 from rpcd.core import lint
 from rpcd.core.errors import Problem
 from rpcd.core.handler import HandlerError, Layer, Target
@@ -28,7 +28,7 @@ Handlers = Target | Mapping[str, Target]
 
 def known() -> list[str]:
     """Return the names of rpcd's own layers."""
-    return sorted(each.name for each in pkgutil.iter_modules(features.__path__))
+    return sorted(each.name for each in pkgutil.iter_modules(rpcd.features.__path__))
 
 
 def prepare(settings: Settings, place: Path) -> None:
@@ -160,5 +160,5 @@ def _called(value: Any, otherwise: str) -> str:
 
 def _said(error: BaseException) -> str:
     said = traceback.format_exception_only(error)[-1].strip()
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<")]
     return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

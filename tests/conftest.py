@@ -160,12 +160,12 @@ def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgresql]:
+def postgresql() -> Iterator[Postgresql]:
     """A PostgreSQL server for all tests that leave it alone, or leave it running."""
-    server = Postgresql(tmp_path_factory.mktemp("postgresql"))
+    server = Postgresql()
     server.start()
     yield server
-    server.stop()
+    server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ ALLOWED = {
     "rpcd.amqp": ("rpcd.core", "rpcd.amqp"),
     "rpcd.importing": ("rpcd.core",),
     "rpcd.namespaces": ("rpcd.core", "rpcd.importing"),
+    "rpcd.layers": ("rpcd.core", "rpcd.features", "rpcd.importing"),
     "rpcd.assembly": ("rpcd.core", "rpcd.importing", "rpcd.layers", "rpcd.namespaces"),
     "rpcd.testing": ("rpcd.core", "rpcd.files", "rpcd.importing", "rpcd.assembly", "rpcd.testing"),
     "rpcd.testing.node": ("rpcd.ops.rabbitmq",),
@@ -101,7 +102,8 @@ def test_pydantic_is_imported_by_one_module_alone_which_is_loaded_when_a_type_ne
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_rpcd_loads_neither_twisted_nor_pika() -> None:
-    loaded = "import sys, rpcd; print(sorted({name.partition('.')[0] for name in sys.modules} & {'twisted', 'pika'}))"
+def test_importing_rpcd_loads_neither_twisted_nor_pika_nor_what_only_a_layer_needs() -> None:
+    heavy = {"twisted", "pika", "django", "opentelemetry", "sqlite3", "psycopg", "redis"}
+    loaded = f"import sys, rpcd; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {heavy}))"
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

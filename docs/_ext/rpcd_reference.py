@@ -16,6 +16,7 @@ from rpcd.cli import main
 from rpcd.core import settings
 from rpcd.core.errors import ExitCode
 from rpcd.core.outcome import TABLE
+from rpcd.features.django import Django
 from rpcd.features.inbox.settings import Inbox
 from rpcd.ops.metrics import FAMILIES
 
@@ -31,6 +32,7 @@ SECTIONS = (
     ("[consumers.NAME.retry]", settings.Retry),
     ("[consumers.NAME.archive]", settings.Archive),
     ("[consumers.NAME.kill_switch]", settings.KillSwitch),
+    ("[layers.django]", Django),
     ("[layers.inbox]", Inbox),
 )
 

@@ -189,6 +189,15 @@ class Engine:
         thread.submit(work, future)
         return future
 
+    def run_if_open(self, work: Work[ResultT]) -> "concurrent.futures.Future[ResultT] | None":
+        """Do as `run`, if there is anything that it could be about; None if nothing runs, or no longer. Any thread."""
+        thread = self._thread
+        if thread is None or self._closed:
+            return None
+        future: concurrent.futures.Future[ResultT] = concurrent.futures.Future()
+        thread.submit(work, future)
+        return future
+
     def _start(self) -> Thread:
         with self._lock:
             if self._closed:

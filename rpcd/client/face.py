@@ -100,6 +100,7 @@ class Face:
             raise ValueError(f"the broker's URL, or RABBITMQ_HEARTBEAT: {error}") from None
         self._address = where
         self._engine = Engine(lambda reactor: _link(where, name, reactor))
+        self._inputs: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         weakref.finalize(self, self._engine.close).atexit = False
 
     def __repr__(self) -> str:

@@ -135,6 +135,11 @@ class Link:
         if self._protocol is not None:
             part.attach(self._protocol)
 
+    def remove(self, part: Part) -> None:
+        """Let a part use the connection no longer."""
+        if part in self._parts:
+            self._parts.remove(part)
+
     def start(self) -> None:
         """Begin to connect."""
         self.connection.start()
@@ -152,7 +157,7 @@ class Link:
         protocol.on_blocked = self._on_blocked  # type: ignore[method-assign]  # made to be replaced
         self.connection.serving()
         self.refusal, self._protocol = None, protocol
-        for part in self._parts:
+        for part in list(self._parts):
             part.attach(protocol)
         await ended.wait()
 
@@ -170,7 +175,7 @@ class Link:
     def _on_refused(self, error: BrokerRefused) -> None:
         """Fail what waits: somebody has to mend something first. It is tried again all the same, now and then."""
         self.refusal = error
-        for part in self._parts:
+        for part in list(self._parts):
             part.fail(error)
 
 

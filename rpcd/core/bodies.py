@@ -83,7 +83,7 @@ def check(kind: Any) -> None:
     if kind is Any or kind is bytes:
         return
     if is_pydantic(kind):
-        if any(isinstance(each, msgspec.Meta) for each in _inside(kind, set())):
+        if any(isinstance(each, msgspec.Meta) for each in _inside(kind, {})):
             raise TypeError("pydantic decodes it, and knows nothing of msgspec.Meta; write pydantic.Field")
         decode_json(kind)
         return
@@ -95,7 +95,7 @@ def check(kind: Any) -> None:
 
 def is_pydantic(kind: Any) -> bool:
     """Tell whether pydantic is to decode a type: anything in it is a model, a type or an annotation of pydantic's."""
-    return any(map(_of_pydantic, _inside(kind, set())))
+    return any(map(_of_pydantic, _inside(kind, {})))
 
 
 def _of_pydantic(part: Any) -> bool:
@@ -108,11 +108,11 @@ def _of_pydantic(part: Any) -> bool:
     )
 
 
-def _inside(kind: Any, seen: set[int]) -> Iterator[Any]:
+def _inside(kind: Any, seen: dict[int, Any]) -> Iterator[Any]:
     """Go through a type and all that it is made of: arguments, fields, what an alias stands for."""
     if id(kind) in seen:
         return
-    seen.add(id(kind))
+    seen[id(kind)] = kind  # kept, for hints are made anew, and another one might get its id
     yield kind
     if hasattr(typing.get_origin(kind) or kind, OWN):  # what is inside is the hook's affair
         return

@@ -5,6 +5,7 @@ Nothing is imported for that: a model brings its own serializer with it.
 
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -31,9 +32,18 @@ def encode_json(value: Any) -> bytes:
 
 def _other(value: Any) -> Any:
     """Encode what msgspec does not know."""
-    if not hasattr(type(value), _SERIALIZER):
-        raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
-    return msgspec.Raw(_serialized(value))
+    return msgspec.Raw(_serialized(value)) if hasattr(type(value), _SERIALIZER) else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return what an object is besides its own class: text, a number, a mapping; raise TypeError if it is nothing of it."""
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
+    raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
+
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__, Mapping: dict}
 
 
 _encode = msgspec.json.Encoder(enc_hook=_other).encode
@@ -41,10 +51,20 @@ _encode = msgspec.json.Encoder(enc_hook=_other).encode
 
 def _serialized(value: Any) -> bytes:
     """Let a model encode itself; warnings would show values, and so may the words of what its serializers raise."""
-    serializer = getattr(type(value), _SERIALIZER)
+    unknown: list[TypeError] = []
+
+    def inside(item: Any) -> Any:  # what pydantic does not know: an attrs class where a model allows anything, say
+        try:
+            return msgspec.to_builtins(item, enc_hook=_other_inside)
+        except TypeError as error:
+            unknown.append(error)
+            raise
+
     try:
-        encoded: bytes = serializer.to_json(value, by_alias=True, warnings=False, fallback=_inside_model)
+        encoded: bytes = getattr(type(value), _SERIALIZER).to_json(value, by_alias=True, warnings=False, fallback=inside)
     except Exception as error:  # pydantic and the user's serializers
+        if unknown:
+            raise unknown[0] from None
         raise ValueError(f"pydantic can't encode objects of type {type(value).__qualname__}") from error
     if b"NaN" in encoded or b"Infinity" in encoded:
         try:
@@ -54,15 +74,8 @@ def _serialized(value: Any) -> bytes:
     return encoded
 
 
-def _inside_model(value: Any) -> Any:
-    """Turn what pydantic does not know into what it does: an attrs class where a model allows anything."""
-    return msgspec.to_builtins(value, enc_hook=_other_inside)
-
-
 def _other_inside(value: Any) -> Any:
-    if not hasattr(type(value), _SERIALIZER):
-        raise TypeError(f"Encoding objects of type {type(value).__qualname__} is unsupported")
-    return msgspec.json.decode(_serialized(value))
+    return msgspec.json.decode(_serialized(value)) if hasattr(type(value), _SERIALIZER) else _plain(value)
 
 
 def _by_alias(value: Any) -> Any:
@@ -90,8 +103,10 @@ def _check_finite(value: Any) -> None:
             _check_finite(item)
 
 
-def _finite(value: Any) -> None:
+def _finite(value: Any) -> Any:
     """Check what msgspec does not know: a model by its values, before they are made JSON."""
     serializer = getattr(type(value), _SERIALIZER, None)
-    if serializer is not None:
-        _check_finite(serializer.to_python(value, warnings=False))
+    if serializer is None:
+        return _plain(value)
+    _check_finite(serializer.to_python(value, warnings=False))
+    return None

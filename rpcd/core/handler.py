@@ -228,9 +228,10 @@ def body_type(called: Callable[..., Any]) -> Any:
         return Any
     hints.pop("return", None)
     for hint in hints.values():
-        if typing.get_origin(hint) is Message:
-            (body,) = typing.get_args(hint)
-            return Any if isinstance(body, typing.TypeVar) else body
+        for each in (hint, *typing.get_args(hint)):  # it may stand in a union, or in Annotated
+            if typing.get_origin(each) is Message:
+                (body,) = typing.get_args(each)
+                return Any if isinstance(body, typing.TypeVar) else body
     return Any
 
 

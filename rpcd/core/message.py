@@ -243,6 +243,7 @@ class Message(Generic[BodyT]):
         CallTimeout, BadReply, CallInterrupted (the connection ended before the reply came), DeadlinePassed, TimeLimitPassed.
         Nothing is asked twice by itself: whether it may be is known to you alone.
         """
+        self._stamp(exchange, routing_key, options)
         asked = question(exchange, routing_key, body, timeout=timeout, reply_type=reply_type, plain=plain, **options)
         left = self.remaining
         if left is not None and left <= 0:
@@ -252,11 +253,15 @@ class Message(Generic[BodyT]):
         return self.source.outlet.call(asked, left)
 
     def _outgoing(self, exchange: str, routing_key: str, body: Any, options: dict[str, Any]) -> Outgoing:
-        if self.source.stamp is not None:
-            options["headers"] = {**self.source.stamp(exchange, routing_key), **(options.get("headers") or {})}
+        self._stamp(exchange, routing_key, options)
         if self.source.new_id is not None:
             options.setdefault("message_id", self.source.new_id())
         return outgoing(exchange, routing_key, body, **options)
+
+    def _stamp(self, exchange: str, routing_key: str, options: dict[str, Any]) -> None:
+        """Put in the headers that a layer wants on everything that is published; what the handler says itself wins."""
+        if self.source.stamp is not None:
+            options["headers"] = {**self.source.stamp(exchange, routing_key), **(options.get("headers") or {})}
 
     def __repr__(self) -> str:
         return f"<Message {self.message_id!r} from queue {self.queue!r}, key {self.routing_key!r}, attempt {self.attempt}>"

@@ -254,7 +254,7 @@ TABLE: tuple[Rule, ...] = (
         _halt,
     ),
     Rule(
-        "the body can't be opened (bad JSON, wrong shape)",
+        "the body can't be opened (bad JSON, bad token, wrong shape)",
         "archive",
         "`success` false with place and reason, never a value",
         errors.BadMessage,

@@ -98,15 +98,15 @@ def _as_bytes(value: Any) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def holds_secret(kind: Any, seen: set[int] | None = None) -> bool:
+def holds_secret(kind: Any, seen: dict[int, Any] | None = None) -> bool:
     """Tell whether a type has a `Secret` in it, however deep: in its arguments, its fields, what it stands for."""
-    seen = set() if seen is None else seen
+    seen = {} if seen is None else seen
     origin = typing.get_origin(kind) or kind
     if origin is Secret:
         return True
     if id(kind) in seen:
         return False
-    seen.add(id(kind))
+    seen[id(kind)] = kind  # kept, for hints are made anew, and another one might get its id
     return any(holds_secret(each, seen) for each in [*typing.get_args(kind), *_fields(origin)])
 
 

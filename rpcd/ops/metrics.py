@@ -33,6 +33,7 @@ class Watched:
 
     consumers: Sequence[Any]
     publisher: Any
+    depths: Any
     lag: Lag
     phase: Any
     version: str
@@ -118,6 +119,14 @@ def _states(watched: Watched) -> Samples:
             yield (*at, state), state == now
 
 
+def _retries(watched: Watched) -> Samples:
+    return (((at.consumer, at.queue, at.step), found) for at, found in watched.depths.known() if at.step is not None)
+
+
+def _archives(watched: Watched) -> Samples:
+    return (((at.consumer, at.queue), found) for at, found in watched.depths.known() if at.step is None)
+
+
 def _durations(watched: Watched) -> Samples:
     for at, each in _consumers(watched):
         yield at, each.durations
@@ -171,6 +180,14 @@ FAMILIES: tuple[Family, ...] = (
     _of_consumers("messages_waiting", "Messages that wait for a worker.", lambda each: each.workers.waiting),
     _of_consumers("keys_held", "Keys of its lock that a message has.", lambda each: each.workers.lanes[0]),
     _of_consumers("keys_waiting", "Messages that wait for such a key.", lambda each: each.workers.lanes[1]),
+    Family(
+        "retry_depth",
+        GAUGE,
+        "Messages that wait in a retry step, named by its milliseconds, as the broker said within the last half minute.",
+        (*CONSUMER, "step"),
+        _retries,
+    ),
+    Family("archive_depth", GAUGE, "Messages in the archive, as the broker said lately.", CONSUMER, _archives),
     _of_consumers(
         "threads_lost", "Threads, or tasks, that overran their limit and still run.", lambda each: each.workers.lost
     ),

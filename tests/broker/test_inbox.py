@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from daemon import Daemon, StartDaemon
-from databases import Postgresql, Redis, Server
+from databases import Postgresql, Redis
 from peer import Peer
 from proxy import UP, Link, Proxy
 
@@ -176,8 +176,7 @@ def test_the_message_of_a_daemon_that_was_killed_while_it_ran_is_run_by_another_
 def test_while_the_database_is_down_messages_wait_and_then_they_run(
     start: StartDaemon, peer: Peer, tmp_path_factory: pytest.TempPathFactory, tmp_path: pathlib.Path, kind: str
 ) -> None:
-    server: Server = (Postgresql if kind == "postgresql" else Redis)(tmp_path_factory.mktemp("own"))
-    assert isinstance(server, Postgresql | Redis)
+    server = Postgresql() if kind == "postgresql" else Redis(tmp_path_factory.mktemp("own"))
     at = server.url if isinstance(server, Redis) else server.url()
     server.start()
     try:
@@ -196,7 +195,7 @@ def test_while_the_database_is_down_messages_wait_and_then_they_run(
         assert len(runs(tmp_path)) == 2
         assert daemon.stop() == 0
     finally:
-        server.stop()
+        server.remove() if isinstance(server, Postgresql) else server.stop()
 
 
 def test_a_daemon_without_its_store_is_not_ready_and_says_why(start: StartDaemon, peer: Peer) -> None:

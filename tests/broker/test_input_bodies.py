@@ -16,8 +16,8 @@ from rpcd.ops.rabbitmq import PrivateNode
 MIB = 1024 * 1024
 
 HANDLERS = """
-    import dataclasses, pathlib, threading
-    import rpcd
+    import dataclasses, pathlib, threading, typing
+    import pydantic, rpcd
 
     gate = pathlib.Path(__file__).with_name("gate")
 
@@ -33,6 +33,24 @@ HANDLERS = """
     def typed(message: rpcd.Message[Order]):
         return {"customer": message.body.customer}
 
+    class Model(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        do: typing.Literal["return", "x"]
+        customer: str = ""
+        items: list[int] = []
+        prices: dict[str, float] = {}
+        anything: typing.Any = None
+
+        @pydantic.field_validator("customer")
+        @classmethod
+        def check(cls, customer):
+            if customer:
+                raise ValueError(f"{customer} is blocked")
+            return customer
+
+    def model(message: rpcd.Message[Model]):
+        return message.body
+
     def locked(message):
         if message.body.get("wait"):
             for _ in range(3000):
@@ -47,6 +65,7 @@ CONFIG = """
     [queues.classic]
     type = "classic"
     [queues.typed]
+    [queues.model]
     [queues.locked]
     [queues.huge]
     [consumers.quorum]
@@ -58,6 +77,9 @@ CONFIG = """
     [consumers.typed]
     queue = "typed"
     handler = "input_handlers:typed"
+    [consumers.model]
+    queue = "model"
+    handler = "input_handlers:model"
     [consumers.locked]
     queue = "locked"
     handler = "input_handlers:locked"
@@ -70,7 +92,7 @@ CONFIG = """
     prefetch = 1
 """
 
-QUEUES = ("quorum", "classic", "typed", "locked", "huge")
+QUEUES = ("quorum", "classic", "typed", "model", "locked", "huge")
 BOTH = pytest.mark.parametrize("queue", ["quorum", "classic"])
 
 
@@ -242,6 +264,55 @@ def test_input_22_a_violation_of_the_schema_is_told_by_place_never_by_value(inpu
     }
     assert CANARY.encode() not in inputs.archived("typed").headers
     inputs.neighbour("typed")
+
+
+INTEGER, NUMBER, EXTRA = (
+    "Input should be a valid integer",
+    "Input should be a valid number",
+    "Extra inputs are not permitted",
+)
+
+OF_A_MODEL = {
+    "all_at_once": (
+        {"do": CANARY, "customer": CANARY, "items": [1, CANARY], "prices": {CANARY: CANARY}, CANARY: CANARY},
+        [
+            ("body.do", "Input should be 'return' or 'x'"),
+            ("body.customer", "not valid"),
+            ("body.items[1]", INTEGER),
+            ("body.prices[...]", NUMBER),
+            ("body", EXTRA),
+        ],
+    ),
+    "a_key_like_a_place": ({"do": "x", "prices": {f"a[0].{CANARY}": {CANARY: 1}}}, [("body.prices[...]", NUMBER)]),
+    "another_type": ([CANARY], [("body", "Input should be an object")]),
+    "many_unknown_keys": ({"do": "x", **{f"{CANARY}{n}": CANARY for n in range(1000)}}, [("body", EXTRA)]),
+}
+
+
+@pytest.mark.parametrize("case", OF_A_MODEL)
+def test_input_22_every_violation_of_a_model_is_told_by_place_never_by_value(inputs: Inputs, case: str) -> None:
+    body, faults = OF_A_MODEL[case]
+    reply = inputs.peer.call("model", body)
+    assert reply.json["data"]["faults"] == [{"place": place, "reason": reason} for place, reason in faults]
+    assert CANARY.encode() not in reply.body
+    assert CANARY.encode() not in inputs.archived("model").headers
+    inputs.neighbour("model")
+
+
+def test_input_22_a_flood_of_violations_is_counted(inputs: Inputs) -> None:
+    reply = inputs.peer.call("model", {"do": "x", "items": [CANARY] * 100_000})
+    assert reply.json["data"] == {"place": "body", "reason": "not valid in 100000 places"}
+    inputs.archived("model")
+    inputs.neighbour("model")
+
+
+@pytest.mark.parametrize(
+    "anything", [b"NaN", b"1e999", b"[" * 5000 + b"]" * 5000, b'"\\ud800"', quoted("\\u0001")[:-1], b"1" * 10_000], ids=repr
+)
+def test_what_is_no_json_is_no_model_either(inputs: Inputs, anything: bytes) -> None:
+    inputs.peer.publish("model", b'{"do": "x", "anything": ' + anything + b"}")
+    assert b"bad message: body" in inputs.archived("model").headers
+    inputs.neighbour("model")
 
 
 def test_input_30_a_flood_of_one_key_does_not_hold_another_up(inputs: Inputs, directory: pathlib.Path) -> None:

@@ -218,6 +218,21 @@ def test_a_type_with_anything_of_pydantics_in_it_is_decoded_by_pydantic(kind: An
     assert right(decode_json(kind)(json.dumps(sent).encode()))
 
 
+First = dataclasses.make_dataclass("First", [(f"field{n}", f"list[tuple[int, {n}]]") for n in range(50)])
+
+
+@dataclasses.dataclass
+class Second:
+    values: "list[Order]"
+
+
+def test_a_model_is_found_in_whichever_part_has_it() -> None:
+    """Annotations that are text are made anew whenever they are looked at: none may pass for one that was seen before."""
+    assert is_pydantic(tuple[First, Second])
+    assert is_pydantic(tuple[Second, First])
+    assert not is_pydantic(tuple[First, First])
+
+
 class Kind(enum.Enum):
     RED = "red"
 

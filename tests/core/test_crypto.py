@@ -21,7 +21,7 @@ def token(value: bytes = b"correct-horse", key: str = NEW, now: float = NOW) -> 
     return Fernet(key).encrypt_at_time(value, int(now)).decode()
 
 
-@pytest.mark.parametrize("key", [NEW, OLD])
+@pytest.mark.parametrize("key", [NEW, OLD], ids=["new", "old"])
 @pytest.mark.parametrize("value", [b"", b"x", b"correct-horse", b"\x00\xff", b"x" * 100_000], ids=len)
 def test_every_key_opens_what_it_has_sealed(key: str, value: bytes) -> None:
     sealed = token(value, key)

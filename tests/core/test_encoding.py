@@ -8,6 +8,7 @@ import enum
 import json
 import math
 import re
+import types
 import typing
 import uuid
 import warnings
@@ -84,6 +85,23 @@ class Constants(BaseModel):
     value: float = math.nan
 
 
+class Name(str):
+    """Text of a class of its own, as template engines have it."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "something else"
+
+
+class Count(int):
+    pass
+
+
+class Ratio(float):
+    pass
+
+
 class Opaque:
     """What nobody can encode, and nobody may see."""
 
@@ -122,16 +140,15 @@ SENT = {"SKU": "tea", "at": "2026-01-02T12:00:00Z", "price": "1.10", "more": 0}
         (Colour.RED, "red"),
         ({Colour.RED: {1}}, {"red": [1]}),
         (collections.OrderedDict(a=frozenset([1])), {"a": [1]}),
-        (collections.deque([1]), None),
+        (Name("x"), "x"),
+        ([Count(5), Ratio(0.5), None], [5, 0.5, None]),
+        (Item(SKU="tea", more=[Name("x"), Chest(Count(1))]), {**SENT, "more": ["x", {"inside": 1}]}),
+        (types.MappingProxyType({"a": ITEM}), {"a": SENT}),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_every_type_has_its_form(value: Any, sent: Any) -> None:
-    if isinstance(value, collections.deque):
-        with pytest.raises(TypeError, match="Encoding objects of type deque is unsupported"):
-            encode_json(value)
-    else:
-        assert json.loads(encode_json(value)) == sent
+    assert json.loads(encode_json(value)) == sent
 
 
 def cyclic_model() -> Any:
@@ -179,6 +196,9 @@ UNENCODABLE: list[Any] = [
     math.nan,
     Item(SKU="a", more=math.nan),
     [Box(Item(SKU="a", more=[math.inf]))],
+    Ratio("nan"),
+    {"a": [None, Ratio("inf")]},
+    collections.deque([1]),
     Constants(),
     {"a": Constants()},
     {("a",): 1},
@@ -203,6 +223,13 @@ def test_it_is_no_reply_either_in_any_form(value: Any, form: str) -> None:
         assert SECRET not in str(caught.value)
     with pytest.raises(ReplyUnencodable):
         Replies(form).failure(message, "no", value)
+
+
+@pytest.mark.parametrize("inside", [lambda it: it, lambda it: [Box(it)], lambda it: Item(SKU="a", more={"a": Chest(it)})])
+def test_the_type_that_has_no_form_is_named_however_deep_it_lies(inside: Any) -> None:
+    for value in (rpcd.Secret(SECRET), Opaque()):
+        with pytest.raises(TypeError, match=f"^Encoding objects of type {type(value).__name__} is unsupported$"):
+            encode_json({"a": Item(SKU="a", more=inside(value))})
 
 
 def test_a_field_of_the_wrong_type_is_sent_without_a_warning_that_would_show_it() -> None:

@@ -9,7 +9,7 @@ import pathlib
 import re
 import typing
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import attrs
 import msgspec
@@ -508,6 +508,9 @@ def type_variable(message: rpcd.Message[T]) -> T: ...  # type: ignore[empty-body
 def other_first(message: int) -> None: ...
 def returns_message(message: Any) -> rpcd.Message[Order]: ...  # type: ignore[empty-body]
 def listed(message: rpcd.Message[list[Order]]) -> None: ...
+def annotated(message: Annotated[rpcd.Message[Order], "the one"]) -> None: ...
+def optional(message: rpcd.Message[Order] | None = None) -> None: ...
+def limited(message: rpcd.Message[Annotated[int, msgspec.Meta(gt=0)]]) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -516,6 +519,9 @@ def listed(message: rpcd.Message[list[Order]]) -> None: ...
         (function, Order),
         (text_annotation, Order),
         (listed, list[Order]),
+        (annotated, Order),
+        (optional, Order),
+        (limited, Annotated[int, msgspec.Meta(gt=0)]),
         (Plain.__call__, Order),
         (untyped, Any),
         (bare, Any),

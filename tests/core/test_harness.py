@@ -662,3 +662,46 @@ def test_the_layers_of_a_config_are_folded_around_its_handlers(tmp_path: pathlib
     with Harness(tmp_path / "layered.toml") as harness:
         assert harness.call("work", 1).data == {"loud": 1}
     sys.modules.pop("harness_layers")
+
+
+# Secrets ----------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Card:
+    number: rpcd.Secret[str]
+    pin: rpcd.Secret[int]
+
+
+def pay(message: rpcd.Message[Card]) -> Any:
+    return {"last": message.body.number.reveal()[-4:], "odd": message.body.pin.reveal() % 2}
+
+
+@pytest.mark.parametrize("where", ["broker", "overlay"])
+def test_a_config_with_secret_keys_runs_with_one_of_the_harness(where: str) -> None:
+    secret = {"fernet_keys": ["${file:/nowhere/fernet.key}"]}
+    tables: dict[str, Any] = {"virtual_hosts": {"x": {}}}
+    if where == "broker":
+        tables["broker"] = secret
+    else:
+        tables["virtual_hosts"]["x"] = secret
+    with Harness(tables, virtual_host="x") as harness:
+        harness.consumer("pay", pay)
+        card = {"number": harness.encrypt("4711-0815"), "pin": harness.encrypt(7)}
+        assert harness.call("pay", card).data == {"last": "0815", "odd": 1}
+        refused = harness.call("pay", {**card, "number": "4711-0815"})
+        assert (refused.success, refused.data["place"]) == (False, "body.number")
+
+
+def test_a_token_gets_older_with_the_time() -> None:
+    with Harness({"broker": {"fernet_keys": ["x"], "fernet_ttl": 60}}) as harness:
+        harness.consumer("pay", pay)
+        card = {"number": harness.encrypt("4711-0815"), "pin": harness.encrypt(7)}
+        assert harness.call("pay", card).success
+        harness.advance(90)
+        assert not harness.call("pay", card).success
+
+
+def test_nothing_is_encrypted_for_a_config_without_keys(harness: Harness) -> None:
+    with pytest.raises(HarnessError, match="no `fernet_keys`"):
+        harness.encrypt("x")

@@ -156,6 +156,21 @@ HOLD = [
 ]
 
 
+First = dataclasses.make_dataclass("First", [(f"field{n}", f"list[tuple[int, {n}]]") for n in range(50)])
+
+
+@dataclasses.dataclass
+class Second:
+    secrets: "list[rpcd.Secret[str]]"
+
+
+def test_a_secret_is_found_in_whichever_part_has_it() -> None:
+    """Annotations that are text are made anew whenever they are looked at: none may pass for one that was seen before."""
+    assert holds_secret(tuple[First, Second])
+    assert holds_secret(tuple[Second, First])
+    assert not holds_secret(tuple[First, First])
+
+
 @pytest.mark.parametrize("kind", HOLD, ids=str)
 def test_a_type_with_a_secret_in_it_is_known(kind: Any) -> None:
     assert holds_secret(kind)

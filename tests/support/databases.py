@@ -3,12 +3,16 @@
 import contextlib
 import os
 import pathlib
-import pwd
+import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
+
+import psycopg
 
 from rpcd.ops.ports import free_ports, listens
 
@@ -60,16 +64,16 @@ class Server:
 class Postgresql(Server):
     """A PostgreSQL server; it refuses to run as root, so root runs it as the user that its package has made."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._bin = postgresql_bin()
         self._user = "postgres" if os.geteuid() == 0 else None
-        self._data = directory / "data"
-        self._log = directory / "log"
+        self._directory = pathlib.Path(tempfile.mkdtemp(prefix="rpcd-postgresql-"))  # pytest's own are closed to that user
+        self._data = self._directory / "data"
+        self._log = self._directory / "log"
         self._log.touch()
         if self._user is not None:
-            _open_way(directory)
-            shutil.chown(directory, self._user)
+            shutil.chown(self._directory, self._user)
         command = [str(self._bin / "initdb"), "-D", str(self._data), "-U", "rpcd", "--auth=trust", "--no-sync", "-E", "UTF8"]
         done = subprocess.run(
             [*command, "--locale=C"], cwd="/", capture_output=True, text=True, user=self._user, group=self._user
@@ -90,8 +94,25 @@ class Postgresql(Server):
         """End it and all its connections at once; SIGINT is its word for that."""
         super().stop(number)
 
+    def remove(self) -> None:
+        """End it for good."""
+        self.stop()
+        shutil.rmtree(self._directory)
+
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://rpcd@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Execute a statement as a client of its own; return its rows."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def make_database(self) -> str:
+        """Make a database that nobody has used; return its name."""
+        name = f"test_{secrets.token_hex(4)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return name
 
 
 class Redis(Server):
@@ -121,12 +142,3 @@ def postgresql_bin() -> pathlib.Path:
     places = [pathlib.Path(found), *debian] if found else debian
     assert places, MISSING.format("postgresql")
     return places[-1].parent
-
-
-def _open_way(directory: pathlib.Path) -> None:
-    """Let the server's user pass through the directories above its own, which pytest has closed."""
-    uid = pwd.getpwnam("postgres").pw_uid
-    for above in directory.parents:
-        status = above.stat()
-        if status.st_uid == os.geteuid() and status.st_uid != uid and not status.st_mode & 0o001:
-            above.chmod(status.st_mode | 0o001)

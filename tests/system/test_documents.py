@@ -146,6 +146,7 @@ def test_the_sample_in_yaml_means_the_same() -> None:
     [
         "async/rates.toml",
         "decorator/events.toml",
+        "django/shop.toml",
         "inbox/shop.toml",
         "lanes/bank.toml",
         "layers/shop.toml",
@@ -169,6 +170,24 @@ def test_an_example_answers_the_call_that_its_first_line_names(
     done = subprocess.run([str(RPCD), *call[1:]], env={**os.environ, "RABBITMQ_URL": url}, capture_output=True, text=True)
     assert json.loads(done.stdout)["success"] is True, done.stderr
     assert daemon.stop() == 0
+
+
+def test_the_example_of_encrypted_values_does_what_its_first_line_says(
+    start_at: Callable[[pathlib.Path], Daemon], tmp_path: pathlib.Path, url: str
+) -> None:
+    place = tmp_path / "example"
+    shutil.copytree(ROOT / "examples/secrets", place)
+    first = (place / "shop.toml").read_text().partition("\n")[0]
+    generate, serve, ask = (each.strip() for each in first.removeprefix("# ").replace("then: ", "").split("; "))
+    assert serve == "rpcd run --config shop.toml"
+    path = f"{RPCD.parent}{os.pathsep}{os.environ['PATH']}"
+    how = {"cwd": place, "env": {**os.environ, "PATH": path, "RABBITMQ_URL": url}, "text": True, "timeout": 60}
+    subprocess.run(["sh", "-c", generate], **how, check=True)
+    daemon = start_at(place / "shop.toml")
+    done = subprocess.run(["sh", "-c", ask], **how, capture_output=True, check=False)
+    assert done.stdout == '{"success":true,"data":{"customer":"ada","card":"1234"},"message":null}\n', done.stderr
+    assert daemon.stop() == 0
+    assert "charging Order(customer='ada', card=Secret('****'))" in daemon.output
 
 
 def test_every_example_is_listed() -> None:

@@ -137,6 +137,7 @@ def begin(start: StartDaemon, scraper: Scraper) -> Callable[..., Daemon]:
 def test_both_formats_are_what_their_parsers_take_and_tell_the_same(begin: Any, scraper: Scraper, peer: Peer) -> None:
     daemon = begin()
     peer.call("work", {"do": "nothing"})
+    peer.until(lambda: "rpcd_retry_depth{" in scraper.get()[2])  # asked of the broker after the first scrape
     status, headers, plain = scraper.get()
     assert status == 200
     assert headers["content-type"].startswith("text/plain; version=")
@@ -203,7 +204,17 @@ def test_names_are_those_of_the_field_and_each_is_there_once() -> None:
         assert re.fullmatch(r"rpcd_[a-z_]+", family.shown)
         assert family.sentence.endswith(".")
         assert len(family.labels) == len(set(family.labels))
-        assert set(family.labels) <= {"consumer", "queue", "outcome", "state", "code", "channel", "reason", "version"}
+        assert set(family.labels) <= {
+            "consumer",
+            "queue",
+            "outcome",
+            "state",
+            "step",
+            "code",
+            "channel",
+            "reason",
+            "version",
+        }
 
 
 def test_the_guides_rules_are_about_metrics_that_there_are() -> None:
