@@ -66,6 +66,7 @@ class Consumer:
             record.publish,
             self.title,
             lambda job: Circumstances(name, job.route.target.path, HOST),
+            settings.service.publish_timeout,
             in_process=self._policy.longest is not None,
         )
 

@@ -327,7 +327,8 @@ def test_what_was_published_at_once_stays_when_its_handler_fails(harness: Harnes
 def test_publishing_fails_when_a_test_says_so(harness: Harness, error: Any, verdict: str) -> None:
     harness.fail_publishing(error)
     assert harness.deliver("work", "publish").verdict == verdict
-    harness.advance(1)
+    assert len(harness.deliveries) == 1
+    harness.advance(60)  # publish_timeout is how long the daemon would have tried
     assert harness.deliveries[-1].verdict == "ack"
     assert len(harness.published) == 1
 
@@ -339,6 +340,19 @@ def test_a_copy_that_is_refused_leaves_its_message_in_the_queue(harness: Harness
     assert len(harness.deliveries) == 1
     harness.advance(0.1)
     assert harness.deliveries[1].verdict == "retry"
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("reject-publish", ["1"]), ("drop-head", ["2"])])
+def test_a_full_archive_refuses_or_loses_its_oldest(overflow: str, kept: list[str]) -> None:
+    def give_up(message: rpcd.Message[Any]) -> None:
+        raise rpcd.PermanentFailure
+
+    with Harness() as harness:
+        harness.consumer("work", give_up, archive={"max_length": 1, "overflow": overflow})
+        assert harness.deliver("work", message_id="1").verdict == "archive"
+        second = harness.deliver("work", message_id="2")
+        assert second.verdict == ("requeue" if overflow == "reject-publish" else "archive")
+        assert [each.properties.message_id for each in harness.archive("work")] == kept
 
 
 def test_publishing_can_only_fail_by_what_publishing_fails_by(harness: Harness) -> None:
