@@ -89,7 +89,7 @@ KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
 
 CONFIG = "".join(
     (
-        "# publishes: shop, loud, sorted, nowhere\n",
+        "# publishes: shop, loud, sorted, nowhere, publish_subscribe.cows\n",
         f"[service]\npath = [{str(SUPPORT)!r}]\nmodules = ['promised_patterns']\n",
         f"[broker]\nfernet_keys = ['{KEY}']\n",
         '[exchanges.shop]\n[exchanges.loud]\ntype = "fanout"\n[exchanges.sorted]\ntype = "headers"\n',
