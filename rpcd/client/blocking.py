@@ -9,7 +9,11 @@ from typing_extensions import Self
 from rpcd.amqp.caller import Answer
 from rpcd.client.engine import CLOSE_SECONDS
 from rpcd.client.face import Face
-from rpcd.core.question import question
+from rpcd.core.errors import CallTimeout
+from rpcd.core.question import DEFAULT_TIMEOUT, question
+
+MARGIN = 5.0
+"""Seconds that a call waits beyond its own time, which the engine keeps and which should always end first."""
 
 ResultT = TypeVar("ResultT")
 
@@ -45,7 +49,7 @@ class Client(Face):
         another RpcdError if the broker refuses the login. Nothing is asked twice by itself.
         """
         asked = question(exchange, routing_key, body, timeout=timeout, reply_type=reply_type, plain=plain, **options)
-        answer: Answer = self._wait(self._ask(asked))
+        answer: Answer = self._wait(self._ask(asked), asked.timeout)
         return asked.read(answer.body, answer.properties)
 
     def submit(
@@ -75,7 +79,9 @@ class Client(Face):
         Takes the options of `Message.publish`. Raises PublishRefused, Unroutable (only if `mandatory`), PublishTimeout, and
         another RpcdError if the broker refuses the login.
         """
-        self._wait(self._publish(exchange, routing_key, body, timeout, options))
+        self._wait(
+            self._publish(exchange, routing_key, body, timeout, options), DEFAULT_TIMEOUT if timeout is None else timeout
+        )
 
     def submit_publish(
         self, exchange: str, routing_key: str, body: Any = None, *, timeout: float | None = None, **options: Any
@@ -83,14 +89,19 @@ class Client(Face):
         """Publish as `publish` does, but return a future of the confirm at once."""
         return self._publish(exchange, routing_key, body, timeout, options)
 
-    def _wait(self, future: "concurrent.futures.Future[ResultT]") -> ResultT:
+    def _wait(self, future: "concurrent.futures.Future[ResultT]", seconds: float) -> ResultT:
         if self._engine.is_current:
             future.cancel()
             raise RuntimeError("this blocks, so it can't be called on the client's own thread, as callbacks of futures are")
         try:
-            return future.result()
+            return future.result(seconds + MARGIN)
+        except concurrent.futures.TimeoutError:
+            if not future.done():  # else it is the call's own
+                future.cancel()
+                raise CallTimeout("no answer of any kind: something holds up the client's own thread") from None
+            raise
         except BaseException:
-            future.cancel()  # if it was Ctrl-C that ended the wait
+            future.cancel()  # Ctrl-C ended the wait
             raise
 
     def close(self) -> None:
