@@ -55,18 +55,18 @@ def assembled(
     raw: Mapping[str, Any],
     structured: Structure,
     path: str,
+    place: Path,
     virtual_host: str | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Assembled:
     """Import what a config names; raise SettingsError with every problem that there is.
 
-    `path` is the config's own, which problems begin with. `given` are handlers that need no import, by consumer.
+    `path` is the config's own, which problems begin with; relative paths of layers begin at `place`. `given` are handlers
+    that need no import, by consumer.
     """
     settings, problems = structured(raw)
-    for directory in reversed(settings.service.path):
-        if directory not in sys.path:
-            sys.path.insert(0, directory)
-    prepare(settings, place := Path(path).absolute().parent)
+    _extend_path(settings.service.path)
+    prepare(settings, place)
     found: list[Registered] = []
     if settings.service.modules:
         found, wrong = _registered(settings)
@@ -75,22 +75,27 @@ def assembled(
             problems = [each for each in problems if not (each.path.startswith("consumers.") and each.what == "missing")]
         problems += [*wrong, *clashes(found, settings)]
     handlers, mistakes = _handlers(settings, given or {})
-    handlers, unfit = layered(settings, handlers, place)
-    problems += [*mistakes, *unfit]
+    handlers, wrong = layered(settings, handlers, place)
+    problems += [*mistakes, *wrong]
     settings = bound(settings, {name: each for name, each in handlers.items() if not isinstance(each, Target)})
     if settings.service.on_start is not None and lint.dotted(settings.service.on_start):
         try:
             check_start(settings.service.on_start)
         except HandlerError as error:
             problems.append(Problem("service.on_start", str(error)))
-    laid = overlay.laid(raw, virtual_host)
-    problems = [traced(each, laid, found) for each in problems]
-    problems = overlay.placed(problems, raw, virtual_host)
+    problems = [traced(each, overlay.laid(raw, virtual_host), found) for each in problems]
     if problems:
+        named = overlay.placed(problems, raw, virtual_host)
         raise SettingsError(
-            [each if each.path.startswith(PLACE) else attrs.evolve(each, path=f"{path}: {each.path}") for each in problems]
+            [each if each.path.startswith(PLACE) else attrs.evolve(each, path=f"{path}: {each.path}") for each in named]
         )
     return Assembled(settings, handlers, found)
+
+
+def _extend_path(directories: list[str]) -> None:
+    for directory in reversed(directories):
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
 
 
 def _registered(settings: Settings) -> tuple[list[Registered], list[Problem]]:

@@ -63,7 +63,13 @@ def structured(
 def assemble(path: str, environment: Mapping[str, str], virtual_host: str | None = None) -> tuple[Settings, list[Plan]]:
     """Read a config file and import its handlers; raise SettingsError with every problem that there is."""
     raw = parse(path, environment)
-    found = assembled(raw, lambda tables: structured(tables, path, environment, virtual_host), path, virtual_host)
+    found = assembled(
+        raw,
+        lambda tables: structured(tables, path, environment, virtual_host),
+        path,
+        Path(path).absolute().parent,
+        virtual_host,
+    )
     laid = overlay.laid(raw, virtual_host)
     settings = found.settings
     plans = [_located(plan(settings, name, found.handlers[name]), laid, found.registrations) for name in settings.consumers]

@@ -4,6 +4,7 @@ Each promise is a function of a `World`, in which CONFIG runs. `tests/core/test_
 `tests/broker/test_conformance.py` say what a world is made of.
 """
 
+import base64
 import itertools
 import pathlib
 import time
@@ -54,6 +55,9 @@ class World(Protocol):
     def runs(self, number: str, count: int) -> list[dict[str, Any]]:
         """Wait until handlers have told of so many runs of a message; return all by now."""
 
+    def encrypt(self, value: str) -> str:
+        """Return a token that this world's handlers can open."""
+
     def lose_the_ack(self, number: str, key: str) -> None:
         """Have the broker deliver a request of the consumer `held` again, because the connection ended before its ack."""
 
@@ -80,10 +84,14 @@ def consumer(name: str, handler: str = "do", more: str = "", *, on_error: str = 
     return CONSUMER.format(name=name, handler=path, on_error=on_error, more=more, type=kind)
 
 
+KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
+"""The daemon's Fernet key; a harness has its own."""
+
 CONFIG = "".join(
     (
-        "# publishes: shop, loud, sorted, nowhere\n",
-        f"[service]\npath = [{str(SUPPORT)!r}]\n",
+        "# publishes: shop, loud, sorted, nowhere, publish_subscribe.cows\n",
+        f"[service]\npath = [{str(SUPPORT)!r}]\nmodules = ['promised_patterns']\n",
+        f"[broker]\nfernet_keys = ['{KEY}']\n",
         '[exchanges.shop]\n[exchanges.loud]\ntype = "fanout"\n[exchanges.sorted]\ntype = "headers"\n',
         "[queues.seen]\n[queues.target]\n",
         '[queues.shouts]\nbindings = [{ exchange = "loud" }]\n',
@@ -101,6 +109,10 @@ CONFIG = "".join(
         consumer("loop", "do_async"),
         consumer("asker", "ask"),
         consumer("held", "hold"),
+        consumer("layered", more='layers = ["promised:stamped"]'),
+        consumer("own-lock", "Locked"),
+        consumer("sealed", "pay"),
+        consumer("named", "sign_in"),
         consumer("halting"),
         consumer("slow").replace("0.1, 0.4", "3600"),
         consumer("topical", more='reply_via = "request-exchange"').replace(
@@ -747,3 +759,54 @@ def a_handler_hears_at_once_that_there_is_nobody_to_ask(world: World) -> None:
 def a_handler_hears_that_its_request_has_failed(world: World) -> None:
     data = ask(world, "asker", {"whom": "typed"}).reply["data"]
     assert data["failed"].startswith("Bad message: body")
+
+
+# Layers, secrets, patterns ----------------------------------------------------------------------------
+
+
+@promise
+def a_layer_is_folded_around_its_handler(world: World) -> None:
+    request = ask(world, "layered", {})
+    assert request.reply["data"] == {"stamped": {"number": 17}}
+    request.runs(1)
+    refused = ask(world, "layered", {"refuse": True})
+    assert refused.reply["message"] == "refused by a layer"
+    assert world.runs(refused.number, 0) == []
+
+
+@promise
+def a_handlers_own_lock_counts(world: World) -> None:
+    assert ask(world, "own-lock", {"customer": 1}).reply["data"] == {"customer": 1}
+    assert ask(world, "own-lock", {"customre": 1}).reply["data"]["place"] == "body.customer"
+
+
+@promise
+def a_secret_is_opened_for_its_handler_and_shown_nowhere(world: World) -> None:
+    assert ask(world, "sealed", {"number": world.encrypt("4711-0815")}).reply["data"] == {"length": 9, "shown": "****"}
+    assert ask(world, "named", {"password": world.encrypt("hush")}).reply["data"] == {"kind": "Secret", "length": 4}
+
+
+@promise
+def a_secret_in_plain_text_is_refused_and_not_repeated(world: World) -> None:
+    request = ask(world, "sealed", {"number": "4711-0815"})
+    assert request.reply["data"]["place"] == "body.number"
+    assert b"4711" not in request.got.body
+    assert "4711" not in repr(request.in_queue("sealed.archive").headers)
+    assert world.runs(request.number, 0) == []
+
+
+@promise
+def a_pattern_leads_from_one_service_to_the_others(world: World) -> None:
+    request = ask(world, "request_response.cows", {"say": {"do": "object"}})
+    assert request.reply["data"] == {"cows": 1}
+    runs = request.runs(2)
+    assert {(run["exchange"], run["key"]) for run in runs} == {("publish_subscribe.cows", ""), ("", "push_pull.cows")}
+    assert [run["milked"] for run in runs if "milked" in run] == ["bella"]
+
+
+@promise
+def what_a_queue_of_one_connection_has_is_retried_in_the_process(world: World) -> None:
+    request = send(world, "", {"do": "retry", "times": 1}, "publish_subscribe.cows")
+    first, second = request.runs(2)
+    assert (first["attempt"], second["attempt"], second["died_in"]) == (1, 2, [])
+    assert (second["exchange"], second["redelivered"]) == ("publish_subscribe.cows", False)

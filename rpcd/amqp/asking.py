@@ -234,8 +234,11 @@ class Asking:
         if call.timer is not None and call.timer.active():
             call.timer.cancel()
         call.way.waiting.pop(call.correlation_id, None)
-        if call.way.caller is not None:
-            call.way.caller.forget(call.correlation_id)
+        way, exchange = call.way, call.request.exchange
+        if way.caller is not None:
+            way.caller.forget(call.correlation_id)
+        elif way.idle and self._ways.get(exchange) is way:
+            del self._ways[exchange]  # nothing was ever opened for it
         if isinstance(result, Failure):
             result = Failure(_meant(result.value))
         self.stats.end(result.value if isinstance(result, Failure) else None)

@@ -228,7 +228,7 @@ class Consumer:
             self.connection.again("messages could not be settled")  # the broker delivers them again
 
     def _look_for_overdue(self) -> None:
-        self.workers.flush()
+        self.workers.sweep()
         for job in self.workers.overdue(self.plan.section.time_limit):
             self.stats.overdue += 1
             outcome = job.route.judge(TimeLimitPassed(), job.message)

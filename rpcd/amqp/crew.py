@@ -10,6 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.python.threadpool import ThreadPool
 
 from rpcd.amqp.waiting import Once
+from rpcd.core.errors import Expired
 from rpcd.core.kill_switch import KillSwitch
 from rpcd.core.lanes import Lanes
 from rpcd.core.pipeline import Job
@@ -149,6 +150,21 @@ class Crew(abc.ABC):
         """Hand in a job that a fault of rpcd has kept from coming back by itself; without an outcome it is requeued."""
         job.outcome = job.outcome or Outcome(Verdict.REQUEUE, "an internal fault of rpcd")
         self._on_finished([job])
+
+    def sweep(self) -> None:
+        """Take in all results that are there, and hand in what waits for its key although its sender waits no longer.
+
+        Else it would keep its place in the prefetch until its turn comes: a key that hangs could stop all others with it.
+        """
+        self.flush()
+        if not self._lanes.parked:
+            return
+        with self._mutex:
+            late = self._lanes.remove(lambda job: job.message.cancelled)
+        for job in late:
+            job.outcome = job.route.judge(Expired(), job.message)
+        if late:
+            self._on_finished(late)
 
     def flush(self) -> None:
         """Take in all results that are there, without waiting for a wake-up that is under way."""

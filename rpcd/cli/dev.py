@@ -138,6 +138,8 @@ class Development:
     def _line(self, raw: str) -> None:
         self._print(readable.line_of(raw))
         said = readable.message_of(raw)
+        if self._broker is not None and said.startswith("reload refused: ") and "inequivalent" in said:
+            self._say("the private broker has it as it was before: stop `rpcd dev` and start it again for an empty one")
         if READY in said:
             self._events.put(_Ready(said.partition(READY)[2].split(", ")))
 

@@ -2,9 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import Any, TypeVar
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from rpcd.client.face import Face
 from rpcd.client.inputs import Input
@@ -12,9 +10,12 @@ from rpcd.core.patterns import PUBLISH_SUBSCRIBE, PUSH_PULL, REQUEST_RESPONSE, f
 from rpcd.core.question import question
 from rpcd.core.reply import Replies
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a dependency of type checkers alone
+
 BodyT = TypeVar("BodyT")
 
-SelfT = TypeVar("SelfT", bound="AsyncClient")
+ResultT = TypeVar("ResultT")
 
 
 class AsyncClient(Face):
@@ -22,6 +23,32 @@ class AsyncClient(Face):
 
     As `rpcd.Client`, but every method is awaited and blocks nothing. Cancelling the task ends the wait.
     """
+
+    @overload
+    async def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,  # it travels with the request
+        reply_type: type[ResultT],
+        plain: bool = False,
+        **options: Any,
+    ) -> ResultT: ...
+
+    @overload
+    async def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,  # it travels with the request
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> Any: ...
 
     async def call(
         self,
@@ -87,7 +114,7 @@ class AsyncClient(Face):
         """Close the connection; calls that are outstanding fail. Does nothing the second time."""
         await asyncio.shield(asyncio.wrap_future(self._engine.close()))
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(

@@ -1,7 +1,7 @@
 """The face of a client for Twisted programs."""
 
 import concurrent.futures
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
@@ -19,6 +19,32 @@ class TwistedClient(Face):
 
     reactor: Any = None
     """The reactor that Deferreds fire on; the global one if it is None."""
+
+    @overload
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: type[ResultT],
+        plain: bool = False,
+        **options: Any,
+    ) -> Deferred[ResultT]: ...
+
+    @overload
+    def call(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        reply_type: Any = Any,
+        plain: bool = False,
+        **options: Any,
+    ) -> Deferred[Any]: ...
 
     def call(
         self,

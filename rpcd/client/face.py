@@ -7,10 +7,9 @@ import uuid
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from typing_extensions import Self
 
 from rpcd import __version__
 from rpcd.amqp.caller import Answer
@@ -26,14 +25,16 @@ from rpcd.core.errors import SettingsError
 from rpcd.core.load import heartbeat
 from rpcd.core.outgoing import outgoing
 from rpcd.core.question import DEFAULT_TIMEOUT, Question
+from rpcd.core.topology import DeclareExchange
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a dependency of type checkers alone
 
 LOGIN_PATIENCE = 2.0
 """Seconds over which a refused login is tried three times, before calls fail by it at once."""
 
 CONFIRM_TIMEOUT = 30.0
 """Seconds after which a connection that confirms nothing is made anew."""
-
-FaceT = TypeVar("FaceT", bound="Face")
 
 
 class Face:
@@ -78,7 +79,7 @@ class Face:
         self._connect(found, name)
 
     @classmethod
-    def from_config(cls, path: str, *, virtual_host: str | None = None, name: str = "client") -> Self:
+    def from_config(cls, path: str, *, virtual_host: str | None = None, name: str = "client") -> "Self":
         """Take `[broker]` of a config file, the overlay of a virtual host laid over it; raise SettingsError if it is wrong.
 
         RABBITMQ_URL wins over the file, as it does for a daemon.
@@ -103,6 +104,9 @@ class Face:
         self._inputs: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         weakref.finalize(self, self._engine.close).atexit = False
 
+    declares = True
+    """Whether `publish` takes `declare`, an exchange that is to be there first; for rpcd.Output."""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._address.safe_url}>"
 
@@ -119,7 +123,10 @@ class Face:
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError("a timeout is a number of seconds above 0")
         options.setdefault("message_id", str(uuid.uuid4()))
+        made: DeclareExchange | None = options.pop("declare", None)
         message = outgoing(exchange, routing_key, body, **options)
+        if made is not None:
+            return self._engine.run(lambda link: link.publish_to(made, message, seconds))
         return self._engine.run(lambda link: link.publishing.publish(message, seconds))
 
 

@@ -12,10 +12,9 @@ import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from typing_extensions import Self
 
 from rpcd.client.engine import Engine, Work
 from rpcd.client.inbox import Delivery, Inbox, answer, settle
@@ -28,6 +27,9 @@ from rpcd.core.patterns import FANOUT, PUBLISH_SUBSCRIBE
 from rpcd.core.reply import Replies
 from rpcd.core.settings import Binding, Exchange, Name, Queue, Settings
 from rpcd.core.topology import Declaration, plan_queue
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # a dependency of type checkers alone
 
 BodyT = TypeVar("BodyT")
 
@@ -144,7 +146,7 @@ class Input(Generic[BodyT]):
         self._finalizer = weakref.finalize(self, _end, engine, self._inbox)
         self._finalizer.atexit = False
 
-    def __aiter__(self) -> Self:
+    def __aiter__(self) -> "Self":
         return self
 
     async def __anext__(self) -> Received[BodyT]:
@@ -206,7 +208,7 @@ class Input(Generic[BodyT]):
         self.closed = True
         self._finalizer()
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(
@@ -231,7 +233,7 @@ def _doing(step: Callable[[Link], object]) -> Work[None]:
 
 def _plan(pattern: str, name: str) -> list[Declaration]:
     if pattern == PUBLISH_SUBSCRIBE:
-        exchange = Exchange(type=str(FANOUT["type"]), durable=bool(FANOUT["durable"]))
+        exchange = Exchange(**FANOUT)
         queue = Queue(name="", bindings=[Binding(exchange=Name(name), routing_keys=[""])])
         return plan_queue(Settings(exchanges={name: exchange}, queues={name: queue}), name)
     return plan_queue(Settings(queues={name: Queue()}), name)

@@ -12,9 +12,11 @@ from rpcd.amqp.connection import Connection
 from rpcd.amqp.dial import Broker
 from rpcd.amqp.outbox import Outbox
 from rpcd.amqp.port import AmqpProtocol
-from rpcd.amqp.waiting import Once, repeating
+from rpcd.amqp.waiting import Once, WaitTooLong, bounded, repeating
+from rpcd.client.exchanges import Exchanges
 from rpcd.core.errors import BrokerRefused, PublishTimeout
 from rpcd.core.outgoing import Outgoing
+from rpcd.core.topology import DeclareExchange
 
 SWEEP_SECONDS = 1.0
 
@@ -118,7 +120,8 @@ class Link:
         """What a person has to mend before there can be a connection."""
         self.calls = Asking(broker.reactor, lambda: self.why)
         self.publishing = Publishing(self, confirm_timeout)
-        self._parts: list[Part] = [self.calls, self.publishing]
+        self.exchanges = Exchanges()
+        self._parts: list[Part] = [self.exchanges, self.calls, self.publishing]
         self._protocol: AmqpProtocol | None = None
 
     @property
@@ -128,6 +131,18 @@ class Link:
         if protocol is not None and protocol.blocked is not None:
             return f"the broker blocks publishing: {protocol.blocked}"
         return self.connection.trouble
+
+    def publish_to(self, exchange: DeclareExchange, outgoing: Outgoing, seconds: float) -> Deferred[None]:
+        """Publish to an exchange that is made first, if it is not there."""
+        clock = self.broker.reactor
+        until = clock.seconds() + seconds
+
+        def late(failure: Failure) -> None:
+            failure.trap(WaitTooLong)
+            raise PublishTimeout(f"not published within {seconds:g} s{'' if self.why is None else f': {self.why}'}")
+
+        declared = bounded(self.exchanges.declare(exchange), seconds, clock, "declaring an exchange").addErrback(late)
+        return declared.addCallback(lambda _done: self.publishing.publish(outgoing, max(0.0, until - clock.seconds())))
 
     def add(self, part: Part) -> None:
         """Let one more part use the connection, this one and all that follow."""

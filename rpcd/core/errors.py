@@ -121,8 +121,8 @@ class HaltConsumer(RpcdError):
 # What may happen to a message besides -------------------------------------------------------------
 
 
-class BadMessage(RpcdError):
-    """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
+class Faulty(RpcdError):
+    """A body is not what was asked for."""
 
     def __init__(self, place: str, reason: str, faults: Sequence[tuple[str, str]] = (), more: int = 0) -> None:
         """Name the place and the reason, never a value: both are sent to the caller and written to the archive.
@@ -142,6 +142,10 @@ class BadMessage(RpcdError):
                 break
             text, left = f"{text}; {place}: {reason}", left - 1
         return f"{text}; and {left} more" if left else text
+
+
+class BadMessage(Faulty):
+    """The message can't be opened: bad JSON, a wrong shape, a content type that is not accepted."""
 
 
 class BadValue(RpcdError, ValueError):
@@ -220,17 +224,8 @@ class CallInterrupted(CallError):
     """The connection ended before the reply came; the request may or may not have been handled, and is not sent again."""
 
 
-class BadReply(CallError):
-    """The reply is not what was asked for: no envelope, a wrong shape."""
-
-    def __init__(self, place: str, reason: str) -> None:
-        """Name the place and the reason, never a value."""
-        super().__init__(place, reason)
-        self.place = place
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.reason}"
+class BadReply(Faulty, CallError):
+    """The reply is not what was asked for: no envelope, a wrong shape. Its text names place and reason, never a value."""
 
 
 # What an operator gets to see ---------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """One at a time per key: a busy key parks the job, never the thread; an idle key is forgotten."""
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 JobT = TypeVar("JobT")
@@ -43,6 +43,16 @@ class Lanes(Generic[JobT]):
         """Go through all parked jobs, lane by lane, in the order in which they will run."""
         for parked in self._parked.values():
             yield from parked
+
+    def remove(self, done: Callable[[JobT], bool]) -> list[JobT]:
+        """Take out the parked jobs of which a function says so; the others keep their places."""
+        found: list[JobT] = []
+        for key, parked in self._parked.items():
+            kept: deque[JobT] = deque()
+            for job in parked:
+                (found if done(job) else kept).append(job)
+            self._parked[key] = kept
+        return found
 
     def clear(self) -> list[JobT]:
         """Take out all parked jobs; running ones keep their lanes until they leave."""

@@ -10,13 +10,16 @@ from typing import Any, Protocol, TypeVar
 import attrs
 
 from rpcd.core.registration import Registration, check_settings, check_text, marking
+from rpcd.core.topology import DeclareExchange
 
 PUBLISH_SUBSCRIBE = "publish_subscribe"
 PUSH_PULL = "push_pull"
 REQUEST_RESPONSE = "request_response"
 
-FANOUT = {"type": "fanout", "durable": False}
+FANOUT: dict[str, Any] = {"type": "fanout", "durable": False}
 """The exchange of publish-subscribe: what nobody hears is nobody's, so nothing of it need survive the broker."""
+
+_PLAIN: dict[str, Any] = {"auto_delete": False, "internal": False, "passive": False, "arguments": {}}
 
 ObjectT = TypeVar("ObjectT")
 
@@ -110,10 +113,13 @@ class Output:
     def publish(self, body: Any = None, **options: Any) -> Any:
         """Publish to everybody who has subscribed by now; options are those of the sender's `publish`.
 
-        It is confirmed, but not kept on disk. That nobody has subscribed is no error, as long as the exchange is there: the
-        first who subscribes makes it, or [exchanges] of a config.
+        It is confirmed, but not kept on disk. That nobody has subscribed is no error. A client makes the exchange if it is
+        not there; a handler's message does not, so let the config do it: [exchanges."publish_subscribe.NAME"].
         """
-        return self._sender.publish(self._exchange, "", body, **{"persistent": False, **options})
+        options = {"persistent": False, **options}
+        if getattr(self._sender, "declares", False):
+            options["declare"] = DeclareExchange("", self._exchange, **FANOUT, **_PLAIN)
+        return self._sender.publish(self._exchange, "", body, **options)
 
     def push(self, body: Any = None, **options: Any) -> Any:
         """Push to one of those who pull, now or later; options are those of the sender's `publish`.

@@ -127,7 +127,7 @@ def _envelope_reader(reply_type: Any) -> Read:
         try:
             return read_data(b"{}" if data == b"null" else data)
         except BadMessage as error:
-            raise BadReply(place + error.place.removeprefix("body"), error.reason) from None
+            raise _bad(error, place) from None
 
     return read
 
@@ -174,7 +174,7 @@ def _plain_reader(reply_type: Any) -> Read:
         try:
             return decode(body, properties)
         except BadMessage as error:
-            raise BadReply(_place(error.place), error.reason) from None
+            raise _bad(error, "reply") from None
 
     return read
 
@@ -189,5 +189,11 @@ def _raise_failure(body: bytes) -> None:
         raise _failed(msgspec.json.decode(body, type=Envelope))
 
 
-def _place(place: str) -> str:
-    return "reply" + place.removeprefix("body") if place.startswith("body") else f"reply.{place}"
+def _bad(error: BadMessage, root: str) -> BadReply:
+    """Tell of a reply what was found in it; its places begin at `root`."""
+    faults = [(_place(place, root), reason) for place, reason in error.faults]
+    return BadReply(_place(error.place, root), error.reason, faults, error.more)
+
+
+def _place(place: str, root: str) -> str:
+    return root + place.removeprefix("body") if place.startswith("body") else f"reply.{place}"

@@ -16,7 +16,7 @@ from rpcd.core.bodies import Decode, decode_json
 from rpcd.core.codec import Codec, encode_json
 from rpcd.core.consumers import Consumer
 from rpcd.core.copies import ARRIVAL_HEADER
-from rpcd.core.crypto import UNREADABLE, Keyring
+from rpcd.core.crypto import EXPIRED, FROM_FUTURE, UNREADABLE, Keyring
 from rpcd.core.errors import BadMessage, BadValue
 from rpcd.core.keys import SECRET_FIELDS
 from rpcd.core.message import Message
@@ -31,6 +31,9 @@ DEEPEST = 32
 
 _FIRST_CHARACTERS = "gAAAAA"
 """What every token begins with until the year 2106: the version, and the first bytes of the time."""
+
+_OUT_OF_TIME = object()
+"""The body of a message that was refused for the age of a token; nobody gets to see it."""
 
 _arrived: contextvars.ContextVar[float | None] = contextvars.ContextVar("arrived", default=None)
 """When the message that is being opened came for the first time; None where the age of tokens does not count."""
@@ -138,11 +141,20 @@ class DatedRoute(Route):
         token = _arrived.set(self._first_arrival(message))
         try:
             Route.open(self, message)
+        except BadMessage as error:
+            if {error.reason, *(reason for _, reason in error.faults)} & {EXPIRED, FROM_FUTURE}:
+                message.body = _OUT_OF_TIME
+            raise
         finally:
             _arrived.reset(token)
 
     def arrival_mark(self, message: Message[Any]) -> str | None:
-        """Write down for a copy when the message came for the first time."""
+        """Write down for a copy when the message came for the first time, if that was in time.
+
+        When our own clock was wrong, what was refused for its age can be replayed once it is right.
+        """
+        if message.body is _OUT_OF_TIME:
+            return None
         mark: str = self.keyring.mark(self._first_arrival(message), message.payload)
         return mark
 

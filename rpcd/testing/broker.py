@@ -44,6 +44,11 @@ class Queue:
         most = self.arguments.get("x-max-length")
         return most is not None and len(self.messages) >= most
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it refuses what is published to it; else one that is full loses its oldest."""
+        return self.is_full and str(self.arguments.get("x-overflow")).startswith("reject-publish")
+
 
 class Broker:
     """Everything that one virtual host has."""
@@ -101,7 +106,7 @@ class Broker:
                 f"no queue takes exchange {outgoing.exchange!r}, key {outgoing.routing_key!r}: 312 NO_ROUTE"
                 f" (the queues of this test: {', '.join(self.names) or 'none'})"
             )
-        full = next((queue for queue in found if queue.is_full and queue.arguments.get("x-overflow") != "drop-head"), None)
+        full = next((queue for queue in found if queue.refuses), None)
         if full is not None:
             raise PublishTimeout(f"the broker refused to take it (is the queue full?): {full.name}")
         for queue in found:
@@ -144,7 +149,7 @@ class Broker:
 
     def put(self, queue: Queue, message: Posted) -> None:
         """Put a message behind all others of a queue, and let it expire when it must."""
-        if queue.is_full:
+        if queue.is_full and not queue.refuses:  # what is dead is never refused
             queue.messages.popleft()
         queue.messages.append(message)
         seconds = _lifetime(queue, message)

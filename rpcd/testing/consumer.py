@@ -37,8 +37,8 @@ class Consumer:
     ) -> None:
         """Declare what it needs and build its routes; handlers are made when they are needed."""
         self.name = name
-        self.section = settings.consumers[name]
         built = build(settings, name, handlers, clock)
+        self.section = built.section
         queue = settings.queue_name(self.section.queue)
         named = broker.carry_out(plan_consumer(settings, name))
         self.queue = broker.queues[queue or named]
@@ -66,6 +66,7 @@ class Consumer:
             record.publish,
             self.title,
             lambda job: Circumstances(name, job.route.target.path, HOST),
+            settings.service.publish_timeout,
             in_process=self._policy.longest is not None,
         )
 
@@ -135,9 +136,7 @@ class Consumer:
 
         async def call_async(message: Message[Any]) -> Any:
             delivery.ran = True
-            value = await handler(message)
-            self._outlet.check_forgotten()
-            return value
+            return await self._confirming(handler)(message)
 
         if self.is_async:
             delivery.error = yield perform_async(job, call_async)
@@ -150,13 +149,23 @@ class Consumer:
         """Return the handler of a route; make it if there is none, on the loop if it is async."""
 
         async def make() -> tuple[Handler, Any]:
-            return route.make_handler()
+            return route.make_handler(self._confirming)
 
         if not route.target.path:
             return _nobody
         if route.number not in self._handlers:
             self._handlers[route.number] = (yield make()) if self.is_async else route.make_handler()
         return self._handlers[route.number][0]
+
+    def _confirming(self, handler: Handler) -> Handler:
+        """Fold an async handler, or a layer, so that it fails by what it published and forgot to await."""
+
+        async def call(message: Message[Any]) -> Any:
+            value = await handler(message)
+            self._outlet.check_forgotten()
+            return value
+
+        return call
 
     def _replace(self, route: Route, error: BaseException | None) -> Steps[None]:
         """Shut an instance down that failed by what it did not mean to raise; the next message gets a fresh one."""

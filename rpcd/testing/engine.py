@@ -122,7 +122,7 @@ class Engine:
         """Send a request and return its reply; raise NoReply if none comes in so many seconds."""
         before, until = len(self.record.deliveries), self.clock.now + timeout
         correlation_id = sending.properties.get("correlation_id", f"call-{next(self._numbers)}")
-        if sending.exchange:  # where a consumer's reply_via may be "request-exchange"
+        if self.broker.exchanges.get(sending.exchange) in ("direct", "topic"):  # for reply_via = "request-exchange"
             self.broker.bind(self._replies.name, sending.exchange, self._replies.name, {})
         sent = self.send(sending.encoded(correlation_id=correlation_id, reply_to=self._replies.name))
         reply = yield from self._waiting(self._replies, correlation_id, until)

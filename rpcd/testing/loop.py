@@ -35,7 +35,7 @@ class Loop:
                 error = raised
 
     def _run(self, awaitable: Awaitable[Any]) -> Any:
-        if _is_running():
+        if is_running():
             close = getattr(awaitable, "close", None)
             if callable(close):
                 close()
@@ -87,7 +87,8 @@ async def _whole(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def _is_running() -> bool:
+def is_running() -> bool:
+    """Tell whether a loop runs in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rpcd.core.outgoing import Outgoing
 from rpcd.core.question import Question
+from rpcd.testing.loop import is_running
 
 
 class Confirmed:
@@ -37,8 +38,8 @@ class Outlet:
         self._unawaited: list[Confirmed] = []
 
     def publish_now(self, outgoing: Outgoing) -> Any:
-        """Publish; raise PublishRefused, Unroutable or PublishTimeout, an async handler's when that is awaited."""
-        if not self._is_async:
+        """Publish; raise PublishRefused, Unroutable or PublishTimeout, on an async handler's loop when that is awaited."""
+        if not (self._is_async and is_running()):
             self._publish(outgoing)
             return None
         confirmed = Confirmed(None)
@@ -51,7 +52,7 @@ class Outlet:
 
     def call(self, question: Question, left: float | None) -> Any:
         """Ask, and return what the reply says; of an async handler, what is to be awaited for it."""
-        return self._ask(question, left, self._is_async)
+        return self._ask(question, left, self._is_async and is_running())
 
     def check_forgotten(self) -> None:
         """Raise what a publication failed by that was never awaited: the daemon waits for those itself."""

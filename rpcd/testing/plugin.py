@@ -36,13 +36,18 @@ def rpcd_harness(request: pytest.FixtureRequest) -> Iterator["Harness"]:
 
     The config file is named by `rpcd_config` in pytest's settings, or by `@pytest.mark.rpcd(config="shop.toml")`.
     """
-    from rpcd.testing.harness import Harness  # noqa: PLC0415  # only if it is used
+    from rpcd.core.errors import SettingsError  # noqa: PLC0415  # only if it is used
+    from rpcd.testing.harness import Harness  # noqa: PLC0415  # the same
 
     marker = request.node.get_closest_marker("rpcd")
     said: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
     if marker is not None and marker.args:
         (said["config"],) = marker.args
-    harness = Harness(_config(request.config, said.pop("config", None)), **said)
+    config = _config(request.config, said.pop("config", None))
+    try:
+        harness = Harness(config, **said)
+    except SettingsError as error:
+        pytest.fail(str(error), pytrace=False)
     yield harness
     harness.close()
 

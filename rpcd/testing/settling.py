@@ -34,14 +34,16 @@ class Settling:
         publish: Publishes,
         title: str,
         who: Callable[[Job], Circumstances],
+        seconds: float,
         *,
         in_process: bool,
     ) -> None:
-        """Take what the daemon's takes; `in_process` says that retries wait in the process."""
+        """Take what the daemon's takes: `seconds` is `publish_timeout`; with `in_process` retries wait in the process."""
         self._broker = broker
         self._publish = publish
         self._title = title
         self._who = who
+        self._seconds = seconds
         self._in_process = in_process
         self._tokens = 0
         self.refused: Exception | None = None
@@ -57,7 +59,7 @@ class Settling:
             left = self._copy(job, self._publications(job, outcome), now)
             return self._reply(job, left, now)
         except PublishTimeout as error:
-            step = REFUSED_MILLISECONDS if isinstance(error, _CopyRefused) else 0
+            step = REFUSED_MILLISECONDS if isinstance(error, _CopyRefused) else round(self._seconds * 1000)
             reason = f"what it publishes is not confirmed: {error}"
             return Outcome(Verdict.REQUEUE, reason, error="PublishTimeout", step=step, halt=outcome.halt), None
 

@@ -175,9 +175,13 @@ def test_a_look_that_is_never_answered_costs_the_connection(rig: MakeRig, broker
     it.publisher.start()
     it.consumer.start()
     it.until(lambda: "Basic.Get" in broker.story)
+    asked = broker.links[1]
     reactor.pass_time(STEP_SECONDS + 5.0)
+    assert asked.is_lost
     broker.silent.clear()
     it.again()
+    it.put("a")
+    it.until(lambda: it.source.acked == ["a"])
 
 
 @pytest.mark.parametrize("end", ["rst", "close"])

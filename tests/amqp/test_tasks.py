@@ -641,6 +641,27 @@ def test_what_waits_in_its_lane_beyond_its_deadline_does_not_run(crew: MakeCrew,
     it.soon(lambda: it.tasks.lanes == (0, 0), "a key is not forgotten")
 
 
+def test_what_waits_for_a_key_that_hangs_is_handed_in_when_its_deadline_passes(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    it = crew(gate, workers=2, lock="routing_key")
+    senders = Senders(it, monkeypatch)
+    senders.give("a1", seconds=600.0, key="a")
+    gate.entered("a1")
+    for name, seconds in (("a2", 5.0), ("a3", 600.0)):
+        senders.give(name, seconds=seconds, key="a")
+    it.soon(lambda: it.tasks.lanes == (1, 2), "they are not parked")
+    it.tasks.sweep()
+    assert it.names() == []
+    senders.now += 5
+    it.tasks.sweep()
+    assert (it.names(), it.tasks.lanes) == (["a2"], (1, 1))
+    gate.let("a1", "a3")
+    it.until(3)
+    assert gate.order == ["a1", "a3"]
+
+
 # The time limit -----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from rpcd.amqp.worker import DaemonPool, Worker
 from rpcd.amqp.workers import Workers
 from rpcd.core.errors import Drop, HaltConsumer, TimeLimitPassed
 from rpcd.core.ledger import Ledger
-from rpcd.core.message import Message
+from rpcd.core.message import Message, Source
 from rpcd.core.pipeline import Job
 from rpcd.core.verdict import Outcome, Verdict
 
@@ -462,6 +462,33 @@ def test_what_waits_in_its_lane_beyond_its_deadline_does_not_run(crew: MakeCrew,
     assert it.workers.lanes == (0, 0)
 
 
+def test_what_waits_for_a_key_that_hangs_is_handed_in_when_its_deadline_passes(
+    crew: MakeCrew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, now = Gate(), [100.0]
+    it = crew(gate, workers=2, lock="routing_key")
+    monkeypatch.setattr(it.route, "clock", lambda: now[0])
+    it.give("a1", key="a")
+    gate.entered("a1")
+    for name, deadline in (("a2", 105.0), ("a3", None), ("a4", 101.0), ("a5", 600.0)):
+        job = it.job(name, key="a")
+        job.message.source = Source("orders", "orders", clock=lambda: now[0])
+        job.message.deadline = deadline
+        it.workers.submit(job)
+    it.give("b1", key="b")
+    gate.entered("b1")  # so those ahead of it wait in their lane
+    it.workers.sweep()
+    assert (it.names(), it.workers.lanes) == ([], (2, 4))
+    now[0] = 105.0
+    it.workers.sweep()
+    assert (it.names(), it.workers.lanes) == (["a2", "a4"], (2, 2))
+    assert [job.outcome.reason for job in it.back if job.outcome] == ["deadline passed before it started"] * 2
+    gate.let("a1", "a3", "a5", "b1")
+    it.until(6)
+    assert [name for name in gate.order if name != "b1"] == ["a1", "a3", "a5"]
+    assert it.workers.lanes == (0, 0)
+
+
 def test_resuming_wakes_as_many_as_there_is_work_for(crew: MakeCrew) -> None:
     gate = Gate()
     it = crew(gate, workers=6)
@@ -680,7 +707,9 @@ def test_stopping_ends_every_loop(reactor: Reactor, pool: DaemonPool, workers: i
 
 
 def test_stopping_before_starting(reactor: Reactor, pool: DaemonPool) -> None:
-    Crew(nothing, reactor, pool).stop()
+    it = Crew(nothing, reactor, pool)
+    it.stop()
+    assert it.workers.ended.happened
 
 
 def test_stopping_waits_for_what_runs(crew: MakeCrew) -> None:

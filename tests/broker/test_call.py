@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -85,6 +84,13 @@ HANDLERS = """
         return what
 """
 
+SLOW = """
+    def slow_back(message):
+        logging.info("slow begins")
+        time.sleep(1.5)
+        return {"late": True}
+"""
+
 KINDS = ["ask", "ask_async"]
 
 
@@ -159,7 +165,8 @@ def test_a_late_reply_is_dropped_and_disturbs_no_other_call(both: Daemon, peer: 
 def test_a_call_takes_no_longer_than_the_messages_deadline_and_hands_it_on(both: Daemon, peer: Peer) -> None:
     peer.channel.queue_declare("nobody-home")
     found = peer.call("front", {"key": "nobody-home"}, expiration="1500").json
-    assert (found["success"], found["data"]["error"]) == (True, "DeadlinePassed")
+    told = found["data"].get("error"), found["message"]  # an async handler may be cancelled before its call has ended
+    assert told in (("DeadlinePassed", None), (None, "The deadline has passed"))
     handed = peer.call("front", {"ask": "remaining"}, expiration="9000").json["data"]["value"]["remaining"]
     assert 0 < handed < 11  # timestamps are whole seconds
     without = ask(peer, ask="remaining", timeout=500)["value"]["remaining"]
@@ -221,13 +228,11 @@ def test_a_call_ends_with_the_time_limit_of_its_handler(start: StartDaemon, peer
 
 @pytest.mark.parametrize("front", ["through", "through_async"])
 def test_a_stop_lets_a_call_come_to_its_end(front: str, start: StartDaemon, peer: Peer) -> None:
-    handlers = HANDLERS + "\n    def slow_back(message):\n        time.sleep(1.5)\n        return {'late': True}\n"
+    handlers = HANDLERS + SLOW
     back = start('[queues.slow]\n[consumers.slow]\nqueue = "slow"\nhandler = "handlers_of_test:slow_back"\n', handlers)
     daemon = start(CONFIG.format(front=front, workers=1, more=""), handlers)
     peer.publish("front", {"key": "slow"}, reply_to=peer.reply_queue, correlation_id="a")
-    back_sees = time.monotonic() + 60
-    while peer.channel.queue_declare("front", passive=True).method.message_count and time.monotonic() < back_sees:
-        peer.connection.process_data_events(0.05)
+    back.wait_for("slow begins")
     assert daemon.stop() == 0
     assert peer.replies()[0].json["data"] == {"late": True}
     assert back.stop() == 0

@@ -244,7 +244,7 @@ def test_the_first_call_waits_for_a_broker_that_is_not_there_yet(service: Daemon
 def test_a_client_goes_on_when_its_broker_was_restarted(own_node: PrivateNode, start: StartDaemon) -> None:
     own_node.add_virtual_hosts(["again"])
     url = own_node.url("again")
-    daemon = start(CONFIG, SERVICE, at=url)
+    daemon = start(CONFIG.replace("[queues.prices]", '[queues.prices]\n    type = "classic"'), SERVICE, at=url)
     with rpcd.Client(url) as client:
         assert client.call("", "prices", {"n": 1}) == {"n": 1}
         waiting = client.submit("", "prices", {"sleep": 600})
@@ -586,3 +586,17 @@ def test_a_handler_may_use_a_client_of_another_broker(start: StartDaemon, peer: 
     assert peer.call("front", {"n": 1}).json["data"] == {"n": 1}
     assert peer.get("notes").json == {"n": 1}
     assert daemon.stop() == 0
+
+
+def test_asking_needs_no_permission_but_to_write_to_the_exchange(
+    service: Daemon, node: PrivateNode, virtual_host: str
+) -> None:
+    user = f"asks-{virtual_host}"
+    node.ctl("add_user", user, "pw")
+    node.ctl("set_permissions", "--vhost", virtual_host, user, "^$", r"^amq\.default$", "^$")
+    with rpcd.Client(node.url(virtual_host, user, "pw")) as client:
+        assert client.call("", "prices", {"n": 1}) == {"n": 1}
+        client.publish("", "prices", {"n": 2})
+        with pytest.raises(rpcd.PublishRefused, match="ACCESS_REFUSED"):
+            client.call("amq.topic", "k", {})
+        assert client.call("", "prices", {"n": 3}) == {"n": 3}

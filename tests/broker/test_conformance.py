@@ -2,16 +2,18 @@
 
 import json
 import pathlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from conformance import CONFIG, PROMISES, World
+from conformance import CONFIG, KEY, PROMISES, World
 from daemon import Daemon
 from peer import Peer, Received
 from proxy import Proxy
 
+from rpcd.core.crypto import Keyring
 from rpcd.ops.rabbitmq import PrivateNode
 
 VIRTUAL_HOST = "conformance"
@@ -80,6 +82,9 @@ class BrokerWorld:
         self._peer.until(lambda: len(found()) >= count, what=lambda: f"{number} does not run {count} times")
         return found()
 
+    def encrypt(self, value: str) -> str:
+        return Keyring([KEY]).seal(value.encode(), time.time())
+
     def lose_the_ack(self, number: str, key: str) -> None:
         self._go.unlink()
         consuming = len(self._daemon.wait_for("consuming, workers"))
@@ -95,6 +100,7 @@ def running(node: PrivateNode, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """One daemon for all promises."""
     directory = tmp_path_factory.mktemp("conformance")
     (directory / "rpcd.toml").write_text(CONFIG)
+    (directory / "rpcd.toml").chmod(0o600)  # it has a key
     node.add_virtual_hosts([VIRTUAL_HOST])
     setup = Peer(node.url(VIRTUAL_HOST))
     setup.channel.queue_declare("elsewhere", durable=True)

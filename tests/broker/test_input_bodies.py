@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from inputs import CANARY, Inputs, ended
+from canary import CANARY
+from inputs import Inputs, ended
 from raw import RawPeer, Refused
 
 from rpcd.ops.rabbitmq import PrivateNode

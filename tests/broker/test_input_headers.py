@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from inputs import CANARY, Inputs, ended
+from canary import CANARY
+from inputs import Inputs, ended
 from proxy import DOWN, Link, Proxy
 from raw import Content, RawPeer, Refused, counted, field, number, short, string
 
@@ -355,9 +356,13 @@ def test_input_14_a_forged_retry_still_ends(inputs: Inputs, queue: str, case: st
 
 @BOTH
 def test_input_14_a_forged_deadline_in_the_past_is_the_senders_own_loss(inputs: Inputs, queue: str) -> None:
-    inputs.raw.publish(queue.encode(), body("archive"), headers=number(b"x-deadline", -1 << 63) + MARK)
-    inputs.daemon.wait_for("deadline passed before it started")
+    late = f"late-{queue}"
+    inputs.raw.publish(
+        queue.encode(), body("archive"), headers=number(b"x-deadline", -1 << 63) + MARK, message_id=late.encode()
+    )
+    inputs.daemon.wait_for(f"deadline passed before it started.* queue={queue} message_id={late}")
     inputs.neighbour(queue)
+    assert inputs.peer.left(queue) == []
 
 
 def test_input_15_the_broker_refuses_a_publisher_that_claims_to_be_somebody_else(inputs: Inputs) -> None:
@@ -376,7 +381,7 @@ def test_input_16_the_broker_refuses_the_publisher_itself(inputs: Inputs, name: 
     except Refused:
         pass
     else:  # some versions take the one or other as it is
-        inputs.archived("classic")
+        assert inputs.archived("classic").body == body("archive")
     client.close()
     inputs.neighbour("classic")
 
@@ -395,7 +400,7 @@ def test_input_16_a_copy_never_keeps_what_the_broker_would_act_upon(inputs: Inpu
 @BOTH
 def test_input_29_priority_255_is_no_harm_and_expiration_0_may_vanish(inputs: Inputs, queue: str) -> None:
     inputs.raw.publish(queue.encode(), body("archive"), priority=255)
-    inputs.archived(queue)
+    assert inputs.archived(queue).body == body("archive")
     inputs.raw.publish(queue.encode(), body("return"), expiration=b"0")  # given to a consumer at once, or gone
     inputs.neighbour(queue)
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pika
 import pytest
-from inputs import CANARY, Inputs, ended
+from canary import CANARY
+from inputs import Inputs, ended
 from raw import RawPeer, Refused
 
 from rpcd.ops.rabbitmq import PrivateNode

@@ -172,6 +172,45 @@ class Cow:
     age: int
 
 
+def test_what_nobody_hears_is_published_all_the_same(peer: Peer) -> None:
+    with rpcd.Client(peer.url) as client:
+        output = rpcd.Output(client, "cows")
+        output.publish("moo")
+        peer.channel.exchange_declare("publish_subscribe.cows", "fanout", passive=True)
+        queue = peer.channel.queue_declare("", exclusive=True).method.queue
+        peer.channel.queue_bind(queue, "publish_subscribe.cows")
+        output.publish("mooo")
+        output.publish("moooo", headers={"loud": True})
+        assert [each.json for each in peer.left(queue)] == ["mooo", "moooo"]
+
+
+def test_an_exchange_that_is_made_otherwise_is_published_to_as_it_is(peer: Peer) -> None:
+    peer.channel.exchange_declare("publish_subscribe.cows", "fanout", durable=True)
+    queue = peer.channel.queue_declare("", exclusive=True).method.queue
+    peer.channel.queue_bind(queue, "publish_subscribe.cows")
+    with rpcd.Client(peer.url) as client:
+        rpcd.Output(client, "cows").publish("moo")
+    assert [each.json for each in peer.left(queue)] == ["moo"]
+
+
+def test_an_exchange_that_is_forgotten_is_made_again_on_the_next_connection(peer: Peer, proxy: Proxy) -> None:
+    with rpcd.Client(proxy.url(peer.url)) as client:
+        output = rpcd.Output(client, "cows")
+        output.publish("moo")
+        peer.channel.exchange_delete("publish_subscribe.cows")
+        proxy.cut()
+        peer.until(lambda: proxy.named() == [])
+        output.publish("mooo")
+        peer.channel.exchange_declare("publish_subscribe.cows", "fanout", passive=True)
+
+
+def test_publishing_to_nobody_ends_in_its_time() -> None:
+    with rpcd.Client("amqp://127.0.0.1:1/") as client:
+        output = rpcd.Output(client, "cows")
+        with pytest.raises(rpcd.PublishTimeout, match=r"not published within 0\.2 s"):
+            output.publish("moo", timeout=0.2)
+
+
 def test_requests_are_answered_and_bad_ones_do_not_reach_the_loop(peer: Peer) -> None:
     async def main(client: rpcd.AsyncClient) -> None:
         async def responding() -> None:

@@ -303,7 +303,7 @@ class TestExpired:
 
 class TestDeadlinePassed:
     def test_is_acked_answered_and_publishes_nothing(self, peer: Peer) -> None:
-        answer = peer.call("auto", {"do": "give_up", "key": "target"}, expiration="500")
+        answer = peer.call("auto", {"do": "give_up", "key": "target"}, expiration="2000")
         assert answer.json == {"success": False, "data": {}, "message": "The deadline has passed"}
         assert (peer.left("target"), peer.left("auto.archive")) == ([], [])
 

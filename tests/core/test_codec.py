@@ -1,6 +1,6 @@
-import contextlib
 import dataclasses
 import enum
+import json
 import random
 import re
 import typing
@@ -153,8 +153,12 @@ def test_deep_nesting_is_said_to_be_deep() -> None:
 @given(st.binary(max_size=40) | st.text(st.sampled_from('{}[]",:01eE-.tfn\\u '), max_size=40).map(str.encode))
 @example(b'["\xff"]')
 def test_arbitrary_bytes_are_a_value_or_a_bad_message(payload: bytes) -> None:
-    with contextlib.suppress(BadMessage):
-        decode_json(Any)(payload)
+    refused: str | None = None
+    try:
+        value = decode_json(Any)(payload)
+    except BadMessage as error:
+        refused = error.place
+    assert refused == "body" if refused is not None else value == json.loads(payload)
 
 
 JSON_VALUES = st.recursive(

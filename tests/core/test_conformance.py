@@ -108,6 +108,9 @@ class HarnessWorld:
         self._until(lambda: len(found()) >= count, f"{number} does not run {count} times")
         return found()
 
+    def encrypt(self, value: str) -> str:
+        return self.harness.encrypt(value)
+
     def lose_the_ack(self, number: str, key: str) -> None:
         self.send(key, {}, "", {"message_id": number, "correlation_id": number}, asks=True)
         self._collect()

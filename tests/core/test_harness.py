@@ -180,6 +180,12 @@ def test_a_reply_by_the_requests_own_exchange_arrives() -> None:
         assert harness.call("work.now", "x", exchange="shop").success
 
 
+def test_a_request_by_a_fanout_is_not_taken_for_its_reply() -> None:
+    with Harness({"exchanges": {"all": {"type": "fanout"}}}) as harness:
+        harness.consumer("work", do, exchange="all")
+        assert harness.call("x", "x", exchange="all").data["attempt"] == 1
+
+
 def test_an_unexpected_exception_goes_through_to_the_test(harness: Harness) -> None:
     with pytest.raises(Boom):
         harness.call("work", "boom")
@@ -321,7 +327,8 @@ def test_what_was_published_at_once_stays_when_its_handler_fails(harness: Harnes
 def test_publishing_fails_when_a_test_says_so(harness: Harness, error: Any, verdict: str) -> None:
     harness.fail_publishing(error)
     assert harness.deliver("work", "publish").verdict == verdict
-    harness.advance(1)
+    assert len(harness.deliveries) == 1
+    harness.advance(60)  # publish_timeout is how long the daemon would have tried
     assert harness.deliveries[-1].verdict == "ack"
     assert len(harness.published) == 1
 
@@ -333,6 +340,19 @@ def test_a_copy_that_is_refused_leaves_its_message_in_the_queue(harness: Harness
     assert len(harness.deliveries) == 1
     harness.advance(0.1)
     assert harness.deliveries[1].verdict == "retry"
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("reject-publish", ["1"]), ("drop-head", ["2"])])
+def test_a_full_archive_refuses_or_loses_its_oldest(overflow: str, kept: list[str]) -> None:
+    def give_up(message: rpcd.Message[Any]) -> None:
+        raise rpcd.PermanentFailure
+
+    with Harness() as harness:
+        harness.consumer("work", give_up, archive={"max_length": 1, "overflow": overflow})
+        assert harness.deliver("work", message_id="1").verdict == "archive"
+        second = harness.deliver("work", message_id="2")
+        assert second.verdict == ("requeue" if overflow == "reject-publish" else "archive")
+        assert [each.properties.message_id for each in harness.archive("work")] == kept
 
 
 def test_publishing_can_only_fail_by_what_publishing_fails_by(harness: Harness) -> None:
@@ -466,6 +486,18 @@ def test_what_an_async_handler_publishes_at_once_fails_it_awaited_or_not(body: s
     with Harness({"work": Async}) as harness:
         delivery = harness.deliver("work", body, reraise=False)
         assert (delivery.verdict, type(delivery.error)) == ("retry", rpcd.Unroutable)
+
+
+def test_what_a_thread_of_an_async_handler_publishes_is_published_when_it_returns() -> None:
+    async def handle(message: rpcd.Message[Any]) -> str:
+        try:
+            await asyncio.to_thread(message.publish_now, "", "nowhere", {}, mandatory=True)
+        except rpcd.Unroutable:
+            return "refused"
+        return "published"
+
+    with Harness({"work": handle}) as harness:
+        assert harness.call("work").data == {"result": "refused"}
 
 
 def test_async_tests_await_the_twins_on_their_own_loop() -> None:
@@ -627,3 +659,63 @@ def test_a_consumer_that_asks_itself_waits_for_ever_unless_it_has_two_workers() 
         assert harness.call("work", "outer").data == {"result": "inner"}
     with Harness({"work": ask}) as harness, pytest.raises(rpcd.CallTimeout):
         harness.call("work", "outer")
+
+
+# Layers -----------------------------------------------------------------------------------------------
+
+
+def test_the_layers_of_a_config_are_folded_around_its_handlers(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "harness_layers.py").write_text(
+        "def loudly(handler):\n    return lambda message: {'loud': handler(message)}\n"
+        "def greet(message):\n    return message.body\n"
+    )
+    (tmp_path / "layered.toml").write_text(
+        '[service]\npath = ["."]\n[queues.work]\n[consumers.work]\nqueue = "work"\nhandler = "harness_layers:greet"\n'
+        'layers = ["harness_layers:loudly"]\n'
+    )
+    with Harness(tmp_path / "layered.toml") as harness:
+        assert harness.call("work", 1).data == {"loud": 1}
+    sys.modules.pop("harness_layers")
+
+
+# Secrets ----------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Card:
+    number: rpcd.Secret[str]
+    pin: rpcd.Secret[int]
+
+
+def pay(message: rpcd.Message[Card]) -> Any:
+    return {"last": message.body.number.reveal()[-4:], "odd": message.body.pin.reveal() % 2}
+
+
+@pytest.mark.parametrize("where", ["broker", "overlay"])
+def test_a_config_with_secret_keys_runs_with_one_of_the_harness(where: str) -> None:
+    secret = {"fernet_keys": ["${file:/nowhere/fernet.key}"]}
+    tables: dict[str, Any] = {"virtual_hosts": {"x": {}}}
+    if where == "broker":
+        tables["broker"] = secret
+    else:
+        tables["virtual_hosts"]["x"] = secret
+    with Harness(tables, virtual_host="x") as harness:
+        harness.consumer("pay", pay)
+        card = {"number": harness.encrypt("4711-0815"), "pin": harness.encrypt(7)}
+        assert harness.call("pay", card).data == {"last": "0815", "odd": 1}
+        refused = harness.call("pay", {**card, "number": "4711-0815"})
+        assert (refused.success, refused.data["place"]) == (False, "body.number")
+
+
+def test_a_token_gets_older_with_the_time() -> None:
+    with Harness({"broker": {"fernet_keys": ["x"], "fernet_ttl": 60}}) as harness:
+        harness.consumer("pay", pay)
+        card = {"number": harness.encrypt("4711-0815"), "pin": harness.encrypt(7)}
+        assert harness.call("pay", card).success
+        harness.advance(90)
+        assert not harness.call("pay", card).success
+
+
+def test_nothing_is_encrypted_for_a_config_without_keys(harness: Harness) -> None:
+    with pytest.raises(HarnessError, match="no `fernet_keys`"):
+        harness.encrypt("x")

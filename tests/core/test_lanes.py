@@ -72,7 +72,18 @@ def test_clearing_leaves_running_jobs_their_lanes() -> None:
     assert (lanes.enter("k", "c"), lanes.leave("k")) == (False, "c")
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["enter", "enter", "leave", "clear"]), st.sampled_from("klm")), max_size=60)
+def test_removing_leaves_the_others_their_places_and_running_jobs_their_lanes() -> None:
+    lanes = Lanes[str]()
+    for key, job in [("k", "k1"), ("l", "l1"), ("k", "k2"), ("l", "l2"), ("k", "k3"), ("k", "k4")]:
+        lanes.enter(key, job)
+    assert lanes.remove(lambda job: job in ("k1", "k3", "l1", "l2")) == ["k3", "l2"]
+    assert [lanes.leave("k"), lanes.leave("k"), lanes.leave("k"), lanes.leave("l")] == ["k2", "k4", None, None]
+    assert len(lanes) == 0
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["enter", "enter", "enter", "leave", "clear", "remove"]), st.sampled_from("klm")), max_size=60
+)
 
 
 @PROPERTY
@@ -106,6 +117,11 @@ def test_one_at_a_time_per_key_in_order_nothing_lost_and_empty_at_the_end(steps:
             assert sorted(cleared) == sorted(job for jobs in line.values() for job in jobs)
             ended += cleared
             line.clear()
+        elif what == "remove":
+            odd = sorted(job for jobs in line.values() for job in jobs if job % 2)
+            assert sorted(lanes.remove(lambda job: bool(job % 2))) == odd
+            ended += odd
+            line = defaultdict(deque, {each: deque(job for job in jobs if not job % 2) for each, jobs in line.items()})
         assert len(lanes) == len(running)
         assert sorted(lanes.waiting()) == sorted(job for jobs in line.values() for job in jobs)
     while running:

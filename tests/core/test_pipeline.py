@@ -247,7 +247,9 @@ def test_the_key_of_an_opened_job_can_always_be_a_lanes_key(lock: str, forged: A
     )
     job = Job(message, route(lock=lock), Ledger(), 1)
     if opened(job):
-        hash(job.key)
+        assert isinstance(hash(job.key), int)
+    else:
+        assert (outcome_of(job).verdict, outcome_of(job).error) == (Verdict.ARCHIVE, "BadMessage")
 
 
 def test_a_reply_is_never_sent_to_a_name_that_was_not_checked() -> None:

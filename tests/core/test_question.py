@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import attrs
 import msgspec
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,3 +183,13 @@ def test_readers_are_built_once_for_each_type() -> None:
 
 def test_a_timeout_of_a_call_is_a_timeout() -> None:
     assert issubclass(CallTimeout, TimeoutError)
+
+
+def test_every_fault_of_a_pydantic_model_is_told() -> None:
+    model = pydantic.create_model("Model", of=(str, ...), cents=(int, ...))
+    good = reader(model, plain=False)(envelope('{"of":"tea","cents":2}'), JSON)
+    assert (good.of, good.cents) == ("tea", 2)
+    with pytest.raises(BadReply) as caught:
+        reader(model, plain=False)(envelope('{"cents":"CANARY"}'), JSON)
+    assert {place for place, _reason in caught.value.faults} == {"reply.data.of", "reply.data.cents"}
+    assert "CANARY" not in str(caught.value)

@@ -199,7 +199,10 @@ def test_a_reply_to_that_is_not_allowed_stops_it_even_if_everything_else_is_wron
 
 def test_a_consumer_that_never_answers_does_not_mind_where_it_should() -> None:
     silent = route(policy=Policy(Replies("none")))
-    silent.open(message(reply_to="payments"))
+    came = message(body=b'{"a": 1}', reply_to="payments")
+    silent.open(came)
+    assert silent.run(came, lambda it: it.body).reply is None
+    assert silent.judge(rpcd.RequestFailed("no"), came).reply is None
 
 
 # The body -----------------------------------------------------------------------------------------

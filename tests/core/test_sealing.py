@@ -29,6 +29,7 @@ from rpcd.core.routes import Route
 from rpcd.core.sealing import NOT_TEXT, NOT_VALID, DatedRoute, Sealing
 from rpcd.core.tables import Headers, table
 from rpcd.core.wire import Properties, read_properties
+from rpcd.testing import Harness
 
 NOW = 1_700_000_000.0
 OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
@@ -357,6 +358,29 @@ def archived_and_replayed(message: Message[Any], dated: Route) -> Any:
     return replay_copy(read_properties(copy.properties), copy.body, "", "q", None, "token", NOW)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrong", [-7200, 7200])
+def test_what_a_wrong_clock_of_ours_has_refused_can_be_replayed_when_it_is_right(way: str, wrong: int) -> None:
+    body, settings = WAYS[way]
+    dated = route(3600, **settings)
+    token = sealed("{}" if way == "whole" else VALUE)
+    refused_one = arriving(body(token), NOW + wrong)
+    with pytest.raises(BadMessage):
+        dated.open(refused_one)
+    assert dated.arrival_mark(refused_one) is None
+    replayed = arriving(body(token), NOW + 60)
+    dated.open(replayed)
+    assert dated.arrival_mark(replayed) is not None
+
+
+def test_what_was_refused_for_its_shape_keeps_its_first_arrival() -> None:
+    dated = route(60, kind=AttrsOrder)
+    message = arriving({"card": sealed(VALUE), "pin": "plain"})
+    with pytest.raises(BadMessage):
+        dated.open(message)
+    assert dated.arrival_mark(message) is not None
+
+
 def test_a_forged_first_arrival_makes_no_token_younger() -> None:
     old = sealed(VALUE, NOW - 61)
     whole = json.dumps({"password": old}).encode()
@@ -388,3 +412,24 @@ def test_the_payload_stays_as_it_came() -> None:
     route().open(message)
     assert message.payload is before
     assert VALUE.encode() not in before
+
+
+# All of it together, in a time that a test lets pass -----------------------------------------------
+
+
+def test_a_retry_long_after_the_ttl_opens_what_came_in_time() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def handle(message: rpcd.Message[AttrsOrder]) -> None:
+        seen.append((message.attempt, message.body.card.reveal()))
+        if message.attempt < 3:
+            raise rpcd.Retry
+
+    keys = {"broker": {"fernet_keys": [NEW], "fernet_ttl": 60}}
+    with Harness(keys, now=NOW) as harness:
+        harness.consumer("orders", handle, retry={"delays": [3600.0, 86400.0]})
+        harness.deliver("orders", {"card": sealed(VALUE, NOW - 59)})
+        harness.advance(86400.0 * 2)
+        assert seen == [(1, VALUE), (2, VALUE), (3, VALUE)]
+        late = harness.call("orders", {"card": sealed(VALUE, NOW)})
+        assert late.data == {"place": "body.card", "reason": EXPIRED}

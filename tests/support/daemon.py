@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from canary import unsaid
 from privilege import least
 
 TWISTD = pathlib.Path(sys.executable).parent / "twistd"
@@ -34,6 +35,7 @@ class Daemon:
         **environment: str,
     ) -> None:
         self.lines: list[str] = []
+        self._files = [config.parent / each.partition("=")[2] for each in arguments if each.startswith("--logfile=")]
         self._changed = threading.Condition()
         env = {**os.environ, "PYTHONWARNINGS": "default", **environment}
         url = least(config, url, env)
@@ -110,7 +112,16 @@ class Daemon:
         return self.wait()
 
     def kill(self) -> None:
-        """End it at once; only for cleaning up."""
+        """End it at once, only for cleaning up; it may have said nothing of what messages hold."""
+        self.end()
+        self.said_nothing()
+
+    def said_nothing(self) -> None:
+        """Insist that neither its output nor its log file holds what a message holds."""
+        unsaid(self.output, *self._files)
+
+    def end(self) -> None:
+        """End it at once."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -5,14 +5,12 @@ import textwrap
 import time
 from collections.abc import Iterator
 
+from canary import CANARY
 from daemon import Daemon
 from peer import Peer, Received
 from raw import Content, RawPeer
 
 from rpcd.ops.rabbitmq import PrivateNode
-
-CANARY = "canary-7f3a"
-"""Stands in every body and header value of the tables; no line of the log may hold it."""
 
 SECONDS = 30.0
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from inputs import CANARY
+from canary import CANARY
 from peer import Peer, Received
 
 SECONDS = 60.0

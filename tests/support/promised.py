@@ -144,3 +144,38 @@ def hold(message: rpcd.Message[Any]) -> Any:
     while place is not None and not pathlib.Path(place).exists():
         threading.Event().wait(0.02)
     return {"held": True}
+
+
+def stamped(handler: Any) -> Any:
+    """Put a stamp around what a handler returns: a layer."""
+
+    def call(message: rpcd.Message[Any]) -> Any:
+        if message.body.get("refuse"):
+            raise rpcd.RequestFailed("refused by a layer")
+        return {"stamped": handler(message)}
+
+    return call
+
+
+class Locked:
+    """A class that names its own lock."""
+
+    lock = "body.customer"
+
+    def __call__(self, message: rpcd.Message[Any]) -> Any:
+        return {"customer": message.body["customer"]}
+
+
+@attrs.define
+class Card:
+    number: rpcd.Secret[str]
+
+
+def pay(message: rpcd.Message[Card]) -> Any:
+    tell(message)
+    return {"length": len(message.body.number.reveal()), "shown": str(message.body.number)}
+
+
+def sign_in(message: rpcd.Message[Any]) -> Any:
+    password = message.body["password"]
+    return {"kind": type(password).__name__, "length": len(password.reveal())}

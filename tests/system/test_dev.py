@@ -122,6 +122,12 @@ def test_a_whole_working_day_with_a_private_broker(shop: pathlib.Path, developin
     (shop.parent / "shop.py").write_text(HANDLER.replace("1", "3"))
     dev.shows("ready, consuming: orders", 3)
     assert call(shop) == {"version": 3}
+    shop.write_text(CONFIG.replace("[queues.orders]", "[queues.orders]\ndelivery_limit = 5"))
+    dev.shows("stop `rpcd dev` and start it again for an empty one")
+    shop.write_text("[")
+    dev.shows("reload refused: ", 3)
+    shop.write_text(CONFIG)
+    dev.shows("ready, consuming: orders", 4)
     again = rpcd("dev", "--config", str(shop))
     assert (again.returncode, again.stderr) == (1, f"{shop}: `rpcd dev` runs for it already\n")
     (pid_file,) = shop.parent.glob("rpcd-dev-*/pid")

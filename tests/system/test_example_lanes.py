@@ -31,7 +31,7 @@ def test_the_books_are_right_although_sixteen_threads_keep_them(bank: Daemon, pe
 
 @pytest.mark.parametrize(("queue", "body"), [("reports", {"months": 600}), ("quotes", {"seconds": 60})])
 def test_nobody_works_for_a_sender_that_waits_no_longer(bank: Daemon, peer: Peer, queue: str, body: object) -> None:
-    answer = peer.call(queue, body, expiration="400")
+    answer = peer.call(queue, body, expiration="2000")
     assert answer.json == {"success": False, "data": {}, "message": "The deadline has passed"}
     bank.wait_for("done: deadline passed while it ran")
     assert bank.stop() == 0

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from daemon import TWISTD, StartDaemon
+from canary import unsaid
+from daemon import TWISTD, Daemon, StartDaemon
 from ledger import Ledger
 from peer import Peer
 
@@ -97,9 +98,12 @@ class Unread:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        if self._reader is not None:
-            self._reader.join(10)
+        if self._reader is None:
+            self.read()  # what nobody has read is in the pipe
+        assert self._reader is not None
+        self._reader.join(10)
         os.close(self.end)
+        unsaid(bytes(self.text))
 
 
 @pytest.fixture
@@ -262,3 +266,18 @@ def test_fault_48_a_process_that_a_handler_forks_writes_its_own_lines_once(start
     ledger.check()
     for who in ("child", "parent"):
         assert [daemon.output.count(f" shop: {who} of {each} ") for each in ledger.published] == [1] * 50
+
+
+@pytest.mark.parametrize("to", ["stream", "file"])
+def test_a_daemon_that_says_what_a_message_holds_is_found_out(peer: Peer, tmp_path: pathlib.Path, to: str) -> None:
+    (tmp_path / "handlers_of_test.py").write_text("def handle(message):\n    print(message.payload)\n    return {}\n")
+    file = tmp_path / "rpcd.toml"
+    file.write_text(CONFIG.replace("[service]", f"[service]\npath = [{str(tmp_path)!r}]"))
+    daemon = Daemon(file, peer.url, arguments=("--logfile=rpcd.log",) if to == "file" else ())
+    peer.until(lambda: peer.exists("work"))
+    ledger = Ledger(peer, "work", ())
+    ledger.publish(1)
+    ledger.replies(1)
+    assert daemon.stop() == 0
+    with pytest.raises(AssertionError, match="a log holds what a message holds"):
+        daemon.kill()

@@ -102,6 +102,14 @@ def test_a_config_that_is_not_named_or_not_there_is_told(project: pathlib.Path) 
     assert "there is no config file" in done.stdout
 
 
+def test_every_mistake_of_a_config_is_told(project: pathlib.Path) -> None:
+    write(project / "shop.toml", PROJECT["shop.toml"].replace("shop:order", "shop:ordre").replace("[queues.orders]", ""))
+    done = run(project, "def test_an_order(rpcd_harness):\n    pass\n")
+    assert "has no 'ordre'; did you mean 'order'?" in done.stdout
+    assert "consumers.orders.queue" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_the_plugin_costs_others_nothing(project: pathlib.Path) -> None:
     test = """
         import sys

@@ -4,9 +4,9 @@ import pathlib
 import signal
 
 import pytest
+from canary import CANARY
 from daemon import StartDaemon
 from fernet import keep, new_key, seal
-from inputs import CANARY
 from ledger import HANDLER, Ledger
 from peer import Peer
 
