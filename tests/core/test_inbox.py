@@ -53,6 +53,41 @@ def test_a_mistake_in_its_settings_is_told_with_its_place(table: Any, what: str)
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:swordfish 7@host/db",
+        "postgresql://shop:100%swordfish@host/db",
+        "postgresql://shop:pa@swordfish@host/db",
+        "postgresql://shop:pa/swordfish@host/db",
+        "postgresql://shop:swordfish@[::1/db",
+        "postgresql://shop@host/db?swordfish",
+        "redis://shop:swordfish/7@host/0",
+        "redis://shop:pa#swordfish@host/0",
+        "rediss://shop:swordfish@host:99999/0",
+    ],
+)
+def test_a_url_that_its_library_would_not_understand_is_a_mistake_and_no_password_is_told(url: str) -> None:
+    _, (problem,) = inbox.check({"url": url}, HERE)
+    assert problem.path == "url"
+    assert "percent-encode" in str(problem)
+    assert "swordfish" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:100%25@one:5432,two:5433/db?target_session_attrs=read-write",
+        "postgresql:///shop?host=/run/postgresql",
+        "postgresql://shop@[::1]:5432/db",
+        "redis://:secret@host:6379/0",
+        "rediss://host",
+    ],
+)
+def test_a_url_that_its_library_understands_is_taken(url: str) -> None:
+    assert inbox.check({"url": url}, HERE)[1] == []
+
+
+@pytest.mark.parametrize(
     ("url", "environment", "file"),
     [
         ("sqlite:///var/lib/x.db", {}, "/var/lib/x.db"),

@@ -20,7 +20,7 @@ from rpcd.core.load import table as structured
 from rpcd.core.message import Message
 from rpcd.features.inbox.keeper import Keeper
 from rpcd.features.inbox.record import Identify, answer, identify, keep
-from rpcd.features.inbox.settings import Inbox, file_of, problems
+from rpcd.features.inbox.settings import ENCODE, Inbox, file_of, problems
 from rpcd.features.inbox.store import Claim, Store
 
 FIRST_WAIT = 1.0
@@ -36,7 +36,7 @@ def check(table: Mapping[str, Any], place: Path) -> tuple[Keeper, list[Problem]]
     settings, wrong = structured(table, Inbox)
     wrong += problems(settings)
     scheme = (settings.url or "sqlite:").partition(":")[0]
-    wrong += [] if wrong else _missing(scheme)
+    wrong += [] if wrong else _library(scheme, str(settings.url))
     return Keeper(settings, lambda: _store(settings, scheme, place)), wrong
 
 
@@ -47,16 +47,22 @@ def unfit(consumer: Consumer) -> Iterator[Problem]:
         yield Problem("retry.delays", what, "add one")
 
 
-def _missing(scheme: str) -> list[Problem]:
-    """Tell that a store's library is not installed."""
+def _library(scheme: str, url: str) -> list[Problem]:
+    """Tell that a store's library is not installed, or what it says of the URL; its own words may hold a password."""
     try:
         if scheme == "postgresql":
-            import psycopg  # noqa: F401, PLC0415  # loaded only if it is asked for
+            from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # loaded only if it is asked for
+
+            conninfo_to_dict(url)
         elif scheme in ("redis", "rediss"):
-            import redis  # noqa: F401, PLC0415  # the same
+            from redis.connection import parse_url  # noqa: PLC0415  # the same
+
+            parse_url(url)  # type: ignore[no-untyped-call]
     except ImportError:
         extra = "postgresql" if scheme == "postgresql" else "redis"
         return [Problem("url", f"{scheme}:// needs a library that is not installed", f'pip install "rpcd[{extra}]"')]
+    except Exception:  # noqa: BLE001  # whatever it raises, a daemon with this URL would never be ready
+        return [Problem("url", f"{scheme}:// with something in it that its library does not understand", ENCODE)]
     return []
 
 

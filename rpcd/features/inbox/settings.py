@@ -1,6 +1,7 @@
 """The settings of `[layers.inbox]`, checked when the config is read."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,6 +14,11 @@ from rpcd.core.setting import Seconds, setting
 FILE = "inbox.sqlite3"
 
 SCHEMES = ("sqlite", "postgresql", "redis", "rediss")
+
+ENCODE = "percent-encode user name and password"
+
+_MISPLACED = re.compile(r"//[^/?#]*(@[^/?#]*@|[/?#].*@)")
+"""A second @, or one behind the host: a part of the password would be taken for the host, and told as such."""
 
 
 @attrs.frozen
@@ -51,6 +57,8 @@ def _url(url: str) -> Iterator[Problem]:
         yield Problem("url", "expected sqlite:///PATH, postgresql://USER@HOST/DATABASE or redis://HOST")
     elif scheme == "sqlite" and (not rest or (rest.startswith("//") and not rest.startswith("///"))):
         yield Problem("url", "it names no file", "sqlite:///PATH is absolute, sqlite:PATH is relative to the config file")
+    elif scheme != "sqlite" and _MISPLACED.match(rest):
+        yield Problem("url", "there is an @ that is not the one ahead of the host", ENCODE)
 
 
 def file_of(url: str | None, place: Path, environment: Mapping[str, str] = os.environ) -> Path:
