@@ -3,6 +3,7 @@
 All is decided at start by looking at T and at what it is made of. An error names place and reason, never a value.
 """
 
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -37,12 +38,13 @@ def decode_json(kind: Any, hook: Hook | None = None) -> Decode:
 
         return model_decoder(kind, hook, decode_json(Any))
     decode = msgspec.json.Decoder(kind, dec_hook=hook).decode
+    declared = functools.cache(lambda: _names(kind))
 
     def opened(payload: bytes) -> Any:
         try:
             return decode(payload)
         except msgspec.ValidationError as error:
-            raise _bad_message(error) from None
+            raise _bad_message(error, declared) from None
         except msgspec.DecodeError as error:
             raise BadMessage("body", "empty" if not payload else str(error)) from None
         except UnicodeDecodeError:
@@ -64,7 +66,10 @@ _SAFE = re.compile(
 )
 
 
-def _bad_message(error: msgspec.ValidationError) -> BadMessage:
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(?:\d+|\.\.\.)\]")
+
+
+def _bad_message(error: msgspec.ValidationError, declared: Callable[[], set[str]]) -> BadMessage:
     """Split msgspec's words into place and reason; what could be a value of the body, or a user's own words, is left out."""
     text = str(error)
     found = _PLACE.search(text)
@@ -72,7 +77,20 @@ def _bad_message(error: msgspec.ValidationError) -> BadMessage:
     if isinstance(error.__cause__, BadValue):
         return BadMessage("body" + place, str(error.__cause__))
     safe = None if error.__cause__ is not None else _SAFE.fullmatch(reason)
+    if text.startswith("Object contains unknown field") and not _is_place(place, declared()):
+        place = ""
     return BadMessage("body" + place, "not valid" if safe is None else safe[1] or reason)
+
+
+def _is_place(text: str, declared: set[str]) -> bool:
+    """Tell whether a text leads through fields of the type: a key that nobody knows may look like msgspec's own words."""
+    return not _STEP.sub("", text) and all(name in declared for name in _STEP.findall(text) if name)
+
+
+def _names(kind: Any) -> set[str]:
+    """Return how the fields of a type are written, and of all that it is made of."""
+    known = _known(msgspec.inspect.type_info(kind), set())
+    return {each.encode_name for each in known if isinstance(each, msgspec.inspect.Field)}
 
 
 # What a type is made of ---------------------------------------------------------------------------

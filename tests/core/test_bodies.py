@@ -498,6 +498,28 @@ def test_a_place_is_written_the_same_whoever_decodes(plain: Any, checked: Any, p
     assert bad(checked, payload).place == bad(plain, payload).place + missing
 
 
+class Exact(msgspec.Struct, forbid_unknown_fields=True):
+    """A type that takes no field that it does not know."""
+
+    inside: "Exact | None" = None
+
+
+@pytest.mark.parametrize(
+    ("sent", "place"),
+    [
+        ({SECRET: 1}, "body"),
+        ({"inside": {SECRET: 1}}, "body.inside"),
+        ({f"x` - at `$.{SECRET}": 1}, "body"),
+        ({f"x` - at `${SECRET}": 1}, "body"),
+        ({f"x - at `$ {SECRET}": 1}, "body"),
+        ({"inside": {f"x` - at `$.{SECRET}": 1}}, "body.inside"),
+    ],
+)
+def test_a_key_that_nobody_knows_is_not_told_whatever_it_looks_like(sent: Any, place: str) -> None:
+    found = bad(Exact, sent)
+    assert (found.place, found.reason) == (place, "Object contains unknown field")
+
+
 def raising(error: Callable[[Any], BaseException]) -> Any:
     """Return a model whose field is never right."""
 
