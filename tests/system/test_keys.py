@@ -188,6 +188,7 @@ def test_a_config_without_a_right_key_is_told(tmp_path: pathlib.Path, text: str,
         (NEW, 0o644, "is open to everybody; chmod o-r "),
         (NEW, 0o622, "is open to everybody; chmod o-w "),
     ],
+    ids=["missing", "empty", "no key", "readable", "writable"],
 )
 def test_a_wrong_key_file_is_told(tmp_path: pathlib.Path, text: str | None, mode: int, said: str) -> None:
     if text is not None:
