@@ -85,7 +85,7 @@ def consumer(name: str, handler: str = "do", more: str = "", *, on_error: str = 
 
 
 KEY = base64.urlsafe_b64encode(bytes(range(32))).decode()
-"""The daemon's Fernet key; a harness has its own."""
+"""The Fernet key of the config."""
 
 CONFIG = "".join(
     (

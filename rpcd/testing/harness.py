@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rpcd.core.codec import encode_json
+from rpcd.core.keys import keys_in
 from rpcd.core.topology import DeclareExchange, DeclareQueue
 from rpcd.importing import resolve
 from rpcd.testing import reading
@@ -25,10 +26,10 @@ class Harness(Seen):
     """The consumers of a config, or handlers, in a test: all that the daemon does but for broker, network and threads.
 
     It takes the name of a config file, the tables of one, or handlers by the names of their queues; whatever is wrong with
-    them raises `rpcd.core.errors.SettingsError`. What a config says of connecting to a broker is not looked at, and its
-    Fernet keys are replaced by one of the harness's own (see `encrypt`). Handlers run in the test's own thread, one after
-    the other, async ones on a loop of the harness's own. In an async test `await` the twins of the methods, `acall` and so
-    on.
+    them raises `rpcd.core.errors.SettingsError`. What a config says of connecting to a broker is not looked at, and Fernet
+    keys that it takes from elsewhere (`${...}`) are replaced by one of the harness's own; see `encrypt`. Handlers run in the
+    test's own thread, one after the other, async ones on a loop of the harness's own. In an async test `await` the twins of
+    the methods, `acall` and so on.
 
     An exception about which the consumer's `on_error` decides goes through to the test, when everything that follows from it
     has happened; with `reraise=False` the test sees only what a caller would. `errors` has them all in any case.
@@ -121,16 +122,15 @@ class Harness(Seen):
     def encrypt(self, value: Any) -> str:
         """Make a Fernet token of a value, as `rpcd keys encrypt` does: of text and bytes as they are, of all else as JSON.
 
-        The keys of a config are secret, so a harness has one of its own in their place. Raises HarnessError if the config
-        has none.
+        The key is the config's newest, or one of the harness's own if that is elsewhere. Raises HarnessError if it has none.
         """
-        key = self._engine.sources.key
-        if key is None:
+        keys = keys_in(self._engine.settings.broker)
+        if not keys:
             raise HarnessError("the config has no `fernet_keys`, so nothing can be encrypted for it")
         from rpcd.core.crypto import Keyring  # noqa: PLC0415  # who has no keys does not pay for loading cryptography
 
         data = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else encode_json(value)
-        return Keyring([key]).seal(data, self.now)
+        return Keyring(keys).seal(data, self.now)
 
     # What a test does -----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from rpcd.core.settings import Settings
 from rpcd.files import parse
 
 KEYS = "fernet_keys"
-"""Those of a config are secret, and so not there; the harness puts one of its own in their place."""
+"""Those that a config takes from elsewhere are not there; the harness puts one of its own in their place."""
 
 _CONNECTING = ("url", "username", "password", "tls", "heartbeat")
 """What a config says of the broker that a test does not need; its credentials are not there."""
@@ -37,8 +37,6 @@ class Sources:
     """What relative paths begin at."""
     environment: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
     virtual_host: str | None = None
-    key: str | None = None
-    """The harness's own Fernet key, if the config has any."""
     given: dict[str, Any] = attrs.field(factory=dict)
     """Handlers that need no import, by the names of their consumers."""
 
@@ -84,36 +82,42 @@ def from_file(path: str | os.PathLike[str], environment: Mapping[str, str] | Non
     """Read a config file; raise SettingsError if it can't be read."""
     known = dict(os.environ if environment is None else environment)
     name = os.fspath(path)
-    tables, key = _without_broker(parse(name, known))
-    return Sources(tables, name, Path(name).absolute().parent, known, virtual_host, key)
+    return Sources(_without_broker(parse(name, known)), name, Path(name).absolute().parent, known, virtual_host)
 
 
 def from_tables(tables: Mapping[str, Any], environment: Mapping[str, str] | None, virtual_host: str | None) -> Sources:
     """Take the tables of a config as they are parsed, or handlers by the names of their queues."""
     known = dict(os.environ if environment is None else environment)
     if all(isinstance(each, Mapping) for each in tables.values()):
-        copied, key = _without_broker(tables)
-        return Sources(copied, environment=known, virtual_host=virtual_host, key=key)
+        return Sources(_without_broker(tables), environment=known, virtual_host=virtual_host)
     sources = Sources({}, environment=known, virtual_host=virtual_host)
     for name, handler in tables.items():
         sources.add(name, handler, name, [], {})
     return sources
 
 
-def _without_broker(tables: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Copy a config without what connecting needs, in its overlays as well; return it with the key that it has now."""
+def _without_broker(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a config without what connecting needs, and without keys that are elsewhere, in its overlays as well."""
     copied = {key: _copied(value) for key, value in tables.items()}
     overlays = copied.get(overlay.OVERLAYS)
-    own_key = None
+    own: list[str] = []
     for each in (copied, *(overlays.values() if isinstance(overlays, dict) else ())):
         broker = each.get("broker") if isinstance(each, dict) else None
         if isinstance(broker, dict):
-            each["broker"] = broker = {key: value for key, value in broker.items() if key not in _CONNECTING}
+            each["broker"] = broker = {name: value for name, value in broker.items() if name not in _CONNECTING}
         for holder in (each, broker):  # an overlay may have keys without a [broker]
-            if isinstance(holder, dict) and holder.get(KEYS):
-                own_key = own_key or _new_key()
-                holder[KEYS] = [own_key]
-    return copied, own_key
+            if isinstance(holder, dict) and isinstance(holder.get(KEYS), list):
+                holder[KEYS] = [_there(text, own) for text in holder[KEYS]]
+    return copied
+
+
+def _there(text: Any, own: list[str]) -> Any:
+    """Return a key as the config has it, or the harness's own, the same for all, for one that is elsewhere."""
+    if not (isinstance(text, str) and "${" in text):
+        return text
+    if not own:
+        own.append(_new_key())
+    return own[0]
 
 
 def _new_key() -> str:

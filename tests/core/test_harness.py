@@ -1,6 +1,7 @@
 """The harness for tests of handlers: what its callers see, and what it tells them."""
 
 import asyncio
+import base64
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import attrs
 import pytest
 
 import rpcd
+from rpcd.core.crypto import Keyring
 from rpcd.core.errors import SettingsError
 from rpcd.testing import Delivery, Harness, HarnessError, NoReply
 
@@ -708,12 +710,23 @@ def test_a_config_with_secret_keys_runs_with_one_of_the_harness(where: str) -> N
 
 
 def test_a_token_gets_older_with_the_time() -> None:
-    with Harness({"broker": {"fernet_keys": ["x"], "fernet_ttl": 60}}) as harness:
+    with Harness({"broker": {"fernet_keys": ["${KEY}"], "fernet_ttl": 60}}) as harness:
         harness.consumer("pay", pay)
         card = {"number": harness.encrypt("4711-0815"), "pin": harness.encrypt(7)}
         assert harness.call("pay", card).success
         harness.advance(90)
         assert not harness.call("pay", card).success
+
+
+def test_a_key_that_a_test_names_is_used() -> None:
+    key = base64.urlsafe_b64encode(bytes(32)).decode()
+    with Harness({"broker": {"fernet_keys": [key]}}) as harness:
+        harness.consumer("pay", pay)
+        ring = Keyring([key])
+        card = {"number": ring.seal(b"4711-0815", harness.now), "pin": harness.encrypt(7)}
+        assert harness.call("pay", card).data == {"last": "0815", "odd": 1}
+    with pytest.raises(SettingsError, match=r"broker.fernet_keys\[0\]: is no Fernet key"):
+        Harness({"broker": {"fernet_keys": ["x"]}})
 
 
 def test_nothing_is_encrypted_for_a_config_without_keys(harness: Harness) -> None:
