@@ -44,6 +44,11 @@ HANDLERS = """
             time.sleep(0.01)
         return {"pid": os.getpid()}
 
+    async def forgets(message):
+        noted(message)
+        if message.body:
+            message.publish_now("no-such-exchange", "key")  # not awaited: it fails the handler all the same
+
     async def slow_async(message):
         noted(message)
         while not (folder / "gate").exists():
@@ -134,6 +139,14 @@ def test_a_client_that_asks_twice_gets_the_same_answer_twice(
     peer.call("work", {"order": 2}, message_id=message_id)  # another body: ids of clients may not be unique
     peer.call("work", {"order": 1})
     assert len(runs(tmp_path)) == 3
+
+
+def test_a_handler_that_forgot_to_await_what_then_failed_has_no_success_that_is_kept(
+    start: StartDaemon, peer: Peer, tmp_path: pathlib.Path
+) -> None:
+    start(CONFIG.format(handler="forgets", url=f"sqlite://{tmp_path}/inbox.sqlite3", lease=60), HANDLERS)
+    answers = [peer.call("work", {"a": 1}, message_id="m").json["success"] for _ in range(2)]
+    assert (answers, len(runs(tmp_path))) == ([False, False], 2)
 
 
 @pytest.mark.parametrize("handler", ["slow", "slow_async"])

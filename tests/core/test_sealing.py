@@ -428,8 +428,10 @@ def test_a_retry_long_after_the_ttl_opens_what_came_in_time() -> None:
     keys = {"broker": {"fernet_keys": [NEW], "fernet_ttl": 60}}
     with Harness(keys, now=NOW) as harness:
         harness.consumer("orders", handle, retry={"delays": [3600.0, 86400.0]})
-        harness.deliver("orders", {"card": sealed(VALUE, NOW - 59)})
+        token = harness.encrypt(VALUE)
+        harness.advance(59)
+        harness.deliver("orders", {"card": token})
         harness.advance(86400.0 * 2)
         assert seen == [(1, VALUE), (2, VALUE), (3, VALUE)]
-        late = harness.call("orders", {"card": sealed(VALUE, NOW)})
+        late = harness.call("orders", {"card": token})
         assert late.data == {"place": "body.card", "reason": EXPIRED}

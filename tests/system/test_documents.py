@@ -154,7 +154,6 @@ def test_the_sample_in_yaml_means_the_same() -> None:
         "namespace/cluster.toml",
         "patterns/farm.toml",
         "tracing/shop.toml",
-        ["patterns/farm.toml", "tracing/shop.toml"],
         "types/orders.toml",
         "yaml/shop.yaml",
     ],
