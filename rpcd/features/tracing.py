@@ -5,6 +5,7 @@ whose context goes out in its headers. Names and attributes are those of OpenTel
 message says is in no span: no body, no header, no text of an exception.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ except ImportError as missing:
 
 ORDERED = (RequestFailed, Nack, Drop, HaltConsumer)
 """What handlers raise although nothing is wrong with them."""
+
+
+def _mask(record: logging.LogRecord) -> bool:
+    """Leave out of a record what a sender wrote: OpenTelemetry logs the headers that it can't read."""
+    record.msg, record.args = str(record.msg).replace("%s", "..."), None
+    return True
+
+
+for _name in ("baggage", "baggage.propagation", "trace.span", "trace.propagation.tracecontext"):
+    logging.getLogger(f"opentelemetry.{_name}").addFilter(_mask)
 
 
 @attrs.frozen

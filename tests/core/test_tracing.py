@@ -1,6 +1,7 @@
 """Spans around handlers, and the trace context that goes on with what they publish."""
 
 import asyncio
+import logging
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -92,6 +93,25 @@ def test_a_message_without_a_context_that_can_be_read_begins_a_trace(headers: An
     layered(lambda its: None)(message(headers))
     (span,) = spans.get_finished_spans()
     assert span.parent is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {**HEADERS, "baggage": "canary"},
+        {**HEADERS, "baggage": "a=1,canary;=b,\ufffdcanary=\ufffd"},
+        {**HEADERS, "baggage": "canary=" + 9000 * "x"},
+        {**HEADERS, "tracestate": "canary"},
+        {**HEADERS, "tracestate": "canary=1,canary=2"},
+        {**HEADERS, "traceparent": "00-canary"},
+    ],
+)
+def test_what_opentelemetry_says_of_headers_that_it_cant_read_shows_none_of_them(
+    headers: Any, caplog: pytest.LogCaptureFixture, spans: InMemorySpanExporter
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    layered(lambda its: its.publish("", "r", {}))(message(headers))
+    assert "canary" not in caplog.text
 
 
 def test_what_the_handler_publishes_carries_the_context_on(spans: InMemorySpanExporter) -> None:
