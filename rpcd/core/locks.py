@@ -20,6 +20,9 @@ Key = Callable[[Message[Any]], Any]
 
 _PLAIN = (str, int, float, bytes, type(None))
 
+_WITHOUT_MEMBERS = (*_PLAIN, bool, list, tuple, set, frozenset)
+"""What JSON makes that has no members: the methods of Python's types (`count`, `title`, ...) are none."""
+
 
 def own_lock(value: Any) -> str | None:
     """Return the lock that a handler names by its attribute, or None; raise TypeError or ValueError for a wrong one."""
@@ -101,6 +104,6 @@ def _member(value: Any, name: str, path: str) -> Any:
     if isinstance(value, Mapping):
         if name in value:
             return value[name]
-    elif hasattr(value, name):
+    elif type(value) not in _WITHOUT_MEMBERS and hasattr(value, name):
         return getattr(value, name)
     raise BadMessage(path, "missing; the lock of this consumer needs it")
