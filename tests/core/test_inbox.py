@@ -55,7 +55,6 @@ def test_a_mistake_in_its_settings_is_told_with_its_place(table: Any, what: str)
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://shop:swordfish 7@host/db",
         "postgresql://shop:100%swordfish@host/db",
         "postgresql://shop:pa@swordfish@host/db",
         "postgresql://shop:pa/swordfish@host/db",
