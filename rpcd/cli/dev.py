@@ -16,7 +16,7 @@ import click
 
 from rpcd.cli import readable
 from rpcd.cli.broker import CONFIG_FILE, UNAVAILABLE, virtual_host_option
-from rpcd.cli.dev_parts import Broker, Daemon
+from rpcd.cli.dev_parts import Broker, Daemon, public
 from rpcd.cli.dev_project import Project
 from rpcd.cli.show import end
 from rpcd.config import CONFIG
@@ -195,7 +195,7 @@ class Development:
             self._failure = UNAVAILABLE
             self._stop()
         elif self._daemon is None:
-            self._say(f"the private broker is {event.text}; it is thrown away at the end")
+            self._say(f"the private broker is {public(event.text)}; it is thrown away at the end")
             self._environment["RABBITMQ_URL"] = event.text
             if self._announcement is not None:
                 self._announcement.say(event.text)
@@ -209,7 +209,7 @@ class Development:
         self._hinted = True
         self._say(f"watching {self._watch.count} files; Ctrl-C ends it. In another terminal:")
         if self._broker is not None and self._announcement is None:
-            self._say(f"  export RABBITMQ_URL={shlex.quote(self._environment['RABBITMQ_URL'])}")
+            self._say(f"  export RABBITMQ_URL={shlex.quote(public(self._environment['RABBITMQ_URL']))}")
         for hint in self._project.hints(consumers):
             self._say(f"  {hint}")
 

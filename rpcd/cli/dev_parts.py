@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import msgspec
 
+from rpcd.core.secrets import WELL_KNOWN
 from rpcd.ops.ending import birth
 from rpcd.ops.keeper import Event, Wanted
 
@@ -142,3 +143,11 @@ def _of(stream: Any) -> Any:
     for raw in stream:
         yield raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
     stream.close()
+
+
+def public(url: str) -> str:
+    """Return a URL without its password, which the config has for other brokers as well; everybody knows the guest's."""
+    scheme, _, rest = url.partition("://")
+    login, _, place = rest.rpartition("@")
+    user, _, password = login.partition(":")
+    return url if password in WELL_KNOWN else f"{scheme}://{user}@{place}"

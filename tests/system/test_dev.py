@@ -178,13 +178,15 @@ def test_a_private_broker_that_can_not_be_started_is_told(shop: pathlib.Path, de
 def test_the_private_broker_has_the_login_and_the_virtual_host_of_the_config(
     shop: pathlib.Path, developing: list[Dev]
 ) -> None:
-    shop.write_text(f'[broker]\nusername = "ada"\npassword = "pw"\nvirtual_host = "shop"\n{CONFIG}')
+    shop.write_text(f'[broker]\nusername = "ada"\npassword = "sword/fish"\nvirtual_host = "shop"\n{CONFIG}')
     shop.chmod(0o600)
     dev = Dev(shop)
     developing.append(dev)
     dev.shows("ready, consuming: orders")
+    dev.shows("the private broker is amqp://ada@127.0.0.1:")
     assert call(shop) == {"version": 1}
     assert dev.stop() == 0
+    assert "fish" not in "".join(dev.out)
 
 
 def test_a_named_broker_is_used_and_a_daemon_that_ends_is_started_at_the_next_change(
