@@ -1,5 +1,7 @@
 """What the inbox recognises messages by, what it keeps, and how its SQLite store behaves."""
 
+import asyncio
+import contextlib
 import logging
 import pathlib
 import stat
@@ -18,7 +20,7 @@ from rpcd.features.inbox.keeper import Keeper
 from rpcd.features.inbox.record import answer, identify, keep
 from rpcd.features.inbox.settings import Inbox, file_of
 from rpcd.features.inbox.sqlite import SqliteStore
-from rpcd.features.inbox.store import Claim
+from rpcd.features.inbox.store import Claim, Held
 
 HERE = pathlib.Path("/etc/rpcd")
 
@@ -198,6 +200,39 @@ def test_a_failure_is_not_kept(keeper: Keeper, error: BaseException) -> None:
         call(request())
     handler.error = None
     assert call(request()) == {"run": 2}
+
+
+def test_a_claim_whose_message_is_given_up_before_it_was_made_is_released(file: pathlib.Path, clock: Clock) -> None:
+    begun, gate, made = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(SqliteStore):
+        def claim(self, held: Held, lease: float) -> Claim:
+            begun.set()
+            assert gate.wait(30)
+            claim = super().claim(held, lease)
+            made.set()
+            return claim
+
+    async def handler(_message: rpcd.Message[Any]) -> int:
+        return 1
+
+    async def main() -> None:
+        call = inbox.layer(handler, Keeper(Inbox(), lambda: Slow(file, clock)))
+        first = asyncio.ensure_future(call(request()))
+        await asyncio.to_thread(begun.wait)
+        first.cancel("the time limit of this message has passed")
+        await asyncio.wait([first])
+        assert first.cancelled()
+        gate.set()
+        await asyncio.to_thread(made.wait)
+        for _ in range(300):
+            with contextlib.suppress(Nack):  # until the keeper's own thread has given it up
+                assert await call(request()) == 1
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("it is held for ever")
+
+    asyncio.run(main())
 
 
 def test_what_cannot_be_sent_is_not_kept(keeper: Keeper) -> None:
