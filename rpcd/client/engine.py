@@ -233,8 +233,8 @@ def _unless_refused(work: Work[ResultT]) -> Work[ResultT]:
     """Have work fail at once while a person has to mend something before there can be a connection."""
 
     def begin(link: Link) -> Deferred[ResultT]:
-        if link.refusal is not None:
-            raise link.refusal
+        if (known := link.refusal) is not None:
+            raise type(known)(str(known), known.exit_code)  # a fresh one: each keeps the frames that it went through
         return work(link)
 
     return begin
