@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import pathlib
+import shutil
 import stat
 import threading
 from typing import Any
@@ -304,6 +305,26 @@ def test_without_its_store_a_message_waits_and_with_unguarded_it_runs(
 
 
 # The SQLite store ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unguarded", [True, False])
+def test_a_store_that_was_not_there_is_made_as_soon_as_it_can_be(file: pathlib.Path, clock: Clock, unguarded: bool) -> None:
+    keeper = Keeper(Inbox(unguarded=unguarded), lambda: SqliteStore(file, clock))
+    handler = Handler()
+    if not unguarded:
+        call = inbox.layer(handler, keeper)
+        shutil.rmtree(file.parent)  # later; what is connected already goes on
+        keeper._made = None
+        with pytest.raises(Nack):
+            call(request())
+    else:
+        file.parent.write_text("in its way")
+        call = inbox.layer(handler, keeper)
+        call(request())
+        file.parent.unlink()
+    for _ in range(3):
+        call(request())
+    assert handler.runs == 1 + unguarded
 
 
 @pytest.fixture
