@@ -203,10 +203,13 @@ class Input(Generic[BodyT]):
             log.warning("%s: %s", self.name, error)
         except BadMessage as error:
             log.warning("%s: bad message: %s", self.name, error)
-            await message.fail(f"Bad message: {error}", {"place": error.place, "reason": error.reason})
+            try:
+                await message.fail(f"Bad message: {error}", {"place": error.place, "reason": error.reason})
+            finally:
+                message.drop()  # although nobody may wait any longer
         else:
             return message
-        message.drop()
+        message.drop()  # does nothing twice
         return None
 
     def close(self) -> None:

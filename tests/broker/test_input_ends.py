@@ -1,6 +1,7 @@
 """How inputs of a client end, and begin again: what nobody has finished goes back, and nothing stays behind."""
 
 import asyncio
+import dataclasses
 import gc
 import threading
 import time
@@ -29,6 +30,11 @@ def run(main: Callable[[rpcd.AsyncClient], Coroutine[Any, Any, None]], url: str)
     asyncio.run(whole())
 
 
+def is_consumed(peer: Peer, queue: str) -> bool:
+    """Tell whether a queue has a consumer: one that was declared this moment may lose what nobody confirms."""
+    return peer.exists(queue) and peer.channel.queue_declare(queue, passive=True).method.consumer_count > 0
+
+
 @pytest.fixture
 def farm(peer: Peer) -> Peer:
     """A broker where cows have been pulled before, so that there is a queue for them."""
@@ -36,7 +42,7 @@ def farm(peer: Peer) -> Peer:
     async def once(client: rpcd.AsyncClient) -> None:
         async with client.pull("cows") as cows:
             waiting = asyncio.ensure_future(cows.__anext__())
-            await asyncio.to_thread(peer.until, lambda: peer.exists(QUEUE))
+            await asyncio.to_thread(peer.until, lambda: is_consumed(peer, QUEUE))
             waiting.cancel()
 
     run(once, peer.url)
@@ -133,10 +139,41 @@ def test_an_answer_whose_wait_was_cancelled_is_sent_all_the_same(peer: Peer) -> 
                 await asyncio.wait([answering])
 
         task = asyncio.create_task(responding())
-        await asyncio.to_thread(peer.until, lambda: peer.exists("request_response.cows"))
-        assert await client.call("", "request_response.cows", {}, timeout=5) == {"n": 1}
+        await asyncio.to_thread(peer.until, lambda: is_consumed(peer, "request_response.cows"))
+        assert await client.call("", "request_response.cows", {}) == {"n": 1}
         task.cancel()
         await asyncio.wait([task])
+
+    run(main, peer.url)
+
+
+def test_a_bad_request_whose_wait_is_cancelled_while_it_is_answered_holds_up_no_other(peer: Peer) -> None:
+    async def main(client: rpcd.AsyncClient) -> None:
+        opened = asyncio.Event()
+
+        @dataclasses.dataclass
+        class Cow:
+            name: str
+
+            def __post_init__(self) -> None:
+                if self.name == "bad":
+                    client._engine.run_if_open(lambda _link: succeed(time.sleep(0.3)))
+                    opened.set()
+                    raise ValueError("no cow")
+
+        cows = client.respond("cows", body_type=Cow)
+        first = asyncio.ensure_future(cows.__anext__())
+        await asyncio.to_thread(peer.until, lambda: is_consumed(peer, "request_response.cows"))
+        asked = [asyncio.ensure_future(client.call("", "request_response.cows", {"name": "bad"}))]
+        await opened.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        asked.append(asyncio.ensure_future(client.call("", "request_response.cows", {"name": "bella"})))
+        assert (await asyncio.wait_for(cows.__anext__(), SECONDS / 2)).body == Cow("bella")
+        cows.close()
+        with pytest.raises(rpcd.CallFailed, match="Bad message"):
+            await asked[0]
+        asked[1].cancel()
 
     run(main, peer.url)
 
