@@ -4,6 +4,7 @@ import ast
 import pathlib
 import re
 import socket
+import sys
 
 import attrs
 import pytest
@@ -12,6 +13,11 @@ from daemon import StartDaemon
 from rpcd.amqp import consumer, outbox
 from rpcd.core import copies, redelivery, settings, tables
 from rpcd.ops import control, log_queue, logs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SOURCES = sorted((ROOT / "rpcd").rglob("*.py")) + sorted((ROOT / "twisted").rglob("*.py"))
@@ -64,8 +70,12 @@ def test_security_14_what_does_would_be_found(source: str) -> None:
 
 
 def test_security_13_modules_are_imported_in_one_place() -> None:
-    places = [file.name for file in SOURCES if "import_module(" in file.read_text()]
-    assert places == ["importing.py"]
+    own = (
+        'import_module(f"rpcd.features.',
+        'import_module(f"{__name__}.',
+    )  # what is rpcd's own, whatever the rest of the name is
+    lines = [(file.name, line) for file in SOURCES for line in file.read_text().splitlines() if "import_module(" in line]
+    assert {name for name, line in lines if not any(each in line for each in own)} == {"importing.py"}
 
 
 LIMITS = {
@@ -141,3 +151,27 @@ def test_security_15_nobody_is_listened_to_unless_the_config_says_so(start: Star
     ]
     assert listening == []
     assert daemon.stop() == 0
+
+
+def lower_bounds() -> dict[str, str]:
+    """Return what rpcd and its extras need, by name, each with the lowest version that it may have."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for name, extra in project["optional-dependencies"].items() if name != "dev" for each in extra]
+    found = {}
+    for each in (*project["dependencies"], *extras):
+        needed = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<\d+)?(?:;.*)?", each.replace(" ", ""))
+        assert needed, f"{each} has no lower bound"
+        found[needed[1].lower()] = needed[2]
+    return found
+
+
+def test_security_20_every_dependency_has_a_lower_bound_that_is_tested() -> None:
+    listed = re.findall(r"^([\w-]+)(?:\[\w+\])?==([\d.]+)$", (ROOT / "tests/oldest.txt").read_text(), re.MULTILINE)
+    tested = {name.lower(): version for name, version in listed}
+    for name, bound in lower_bounds().items():
+        assert (tested[name] + ".0").startswith(bound), f"{name}: {bound} is allowed, {tested[name]} is tested"
+    assert "-r tests/oldest.txt" in (ROOT / "tox.ini").read_text()
+
+
+def test_security_20_pika_stays_below_the_version_that_drops_its_twisted_adapter() -> None:
+    assert '"pika>=1.4.1,<2"' in (ROOT / "pyproject.toml").read_text()
