@@ -173,9 +173,9 @@ def _shown(item: Declaration) -> str:
     return f"{'exchange' if isinstance(item, DeclareExchange) else 'queue'} {item.name!r}"
 
 
-def consume_refusal(consumer: str, queue: str, error: ChannelClosed) -> Exception:
+def consume_refusal(whose: str, queue: str, error: ChannelClosed) -> Exception:
     """Turn the broker's refusal of basic.consume into the error to raise."""
-    said = f"consumers.{consumer}: the broker refused to deliver from queue {queue!r}: {error}"
+    said = f"{whose}: the broker refused to deliver from queue {queue!r}: {error}"
     if error.code == ReplyCode.ACCESS_REFUSED and "exclusive" not in error.text:
         return BrokerRefused(f"{said}; grant the permission `read` on {queue!r}", ExitCode.NOPERM)
     if error.code in (ReplyCode.ACCESS_REFUSED, ReplyCode.NOT_FOUND, ReplyCode.RESOURCE_LOCKED):

@@ -159,7 +159,7 @@ class Intake:
         try:
             await bounded(started, STEP_SECONDS, self._reactor, "the broker's answer to basic.consume", None, self._blocked)
         except ChannelClosed as error:
-            raise consume_refusal(self._plan.name, queue, error) from error
+            raise consume_refusal(f"consumers.{self._plan.name}", queue, error) from error
 
     def _carefully(self, on_delivery: OnDelivery) -> OnDelivery:
         """Begin anew, with the whole prefetch, at the first message that is no suspect."""

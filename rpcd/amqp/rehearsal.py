@@ -142,7 +142,7 @@ class Rehearsal:
         except ChannelClosed as error:
             if error.code != ReplyCode.ACCESS_REFUSED:
                 return Finding(path, what, "allowed")
-            return Finding(path, what, "refused", consume_refusal(consumer, queue, error))
+            return Finding(path, what, "refused", consume_refusal(f"consumers.{consumer}", queue, error))
         await close(channel)
         return Finding(path, what, "allowed")
 

@@ -95,7 +95,7 @@ class Development:
     def run(self) -> int:
         """Run until it is stopped; return the exit code."""
         for number in _STOP:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1)
                 signal.signal(number, self._on_signal)
         try:
             self._begin()

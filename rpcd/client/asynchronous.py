@@ -106,7 +106,7 @@ class AsyncClient(Face):
         if before is not None and not before.closed:
             raise ValueError(f"this client has an input {name!r} already")
         replies = Replies(own_queues={name}) if pattern == REQUEST_RESPONSE else None
-        made: Input[Any] = Input(self._engine, pattern, name, prefetch, body_type, replies)
+        made: Input[Any] = Input(self, self._engine, pattern, name, prefetch, body_type, replies)
         self._inputs[name] = made
         return made
 

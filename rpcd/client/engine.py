@@ -71,8 +71,11 @@ class Thread:
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._work: deque[tuple[Work[Any], concurrent.futures.Future[Any]]] = deque()
         self._scheduled = False
-        self._waking = threading.Lock()
-        """Held while the reactor is woken: nobody is to write to a pipe that is closed, or to a file with its number."""
+        self._waking = threading.RLock()
+        """Held while the reactor is woken: nobody is to write to a pipe that is closed, or to a file with its number.
+
+        It may be taken twice: the garbage collector ends inputs wherever it comes.
+        """
         self._gone = False
         self._thread = threading.Thread(target=self._run, name="rpcd client", daemon=True)
         self._thread.start()
@@ -133,9 +136,6 @@ class Thread:
         if future.cancelled():
             future.set_running_or_notify_cancel()
             return
-        if self.link.refusal is not None:
-            _end(future, None, self.link.refusal)
-            return
         try:
             deferred = work(self.link)
         except BaseException as error:  # noqa: BLE001  # whoever waits learns what was wrong with it
@@ -170,7 +170,7 @@ class Engine:
     def __init__(self, make_link: Callable[[Any], Link]) -> None:
         """Start nothing yet; `make_link` makes the link for a reactor."""
         self._make_link = make_link
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: Thread | None = None
         self._closed = False
         ENGINES.add(self)
@@ -186,11 +186,14 @@ class Engine:
         thread = self._thread
         if thread is None or self._closed:
             thread = self._start()
-        thread.submit(work, future)
+        thread.submit(_unless_refused(work), future)
         return future
 
     def run_if_open(self, work: Work[ResultT]) -> "concurrent.futures.Future[ResultT] | None":
-        """Do as `run`, if there is anything that it could be about; None if nothing runs, or no longer. Any thread."""
+        """Do as `run`, if there is anything that it could be about; None if nothing runs, or no longer. Any thread.
+
+        This is for ending what was begun, which a refused login keeps nobody from.
+        """
         thread = self._thread
         if thread is None or self._closed:
             return None
@@ -220,10 +223,21 @@ class Engine:
 
     def in_child(self) -> None:
         """Begin anew in a forked child, where the thread does not run and the lock may be held for ever."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.leave()
+
+
+def _unless_refused(work: Work[ResultT]) -> Work[ResultT]:
+    """Have work fail at once while a person has to mend something before there can be a connection."""
+
+    def begin(link: Link) -> Deferred[ResultT]:
+        if (known := link.refusal) is not None:
+            raise type(known)(str(known), known.exit_code)  # a fresh one: each keeps the frames that it went through
+        return work(link)
+
+    return begin
 
 
 def _end(future: "concurrent.futures.Future[Any]", value: Any, error: BaseException | None) -> None:

@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from rpcd.amqp.channel import Channel
-from rpcd.amqp.declare import ask, carry_out, open_channel
+from rpcd.amqp.declare import ask, carry_out, consume_refusal, open_channel
 from rpcd.amqp.port import AmqpProtocol
 from rpcd.amqp.waiting import WaitTooLong, exc_info
 from rpcd.client.link import Link
-from rpcd.core.errors import BrokerRefused, RpcdError
+from rpcd.core.errors import BrokerRefused, ChannelClosed, RpcdError
 from rpcd.core.outgoing import Outgoing
 from rpcd.core.topology import Declaration
 from rpcd.core.wire import Properties
@@ -115,11 +115,15 @@ class Inbox:
 
         consuming = channel.consume(queue, _TAG, delivered, False, {})
         channel.when_closed(lambda reason: self._ended(protocol, channel, reason))
-        await consuming
+        try:
+            await consuming
+        except ChannelClosed as error:
+            raise consume_refusal("an input", queue, error) from error
 
     def _failed(self, failure: Failure, protocol: AmqpProtocol) -> None:
         error = failure.value
         if isinstance(error, BrokerRefused):
+            self._closed = True  # whoever is told ends with it
             self._told(error)
         elif not isinstance(error, RpcdError | WaitTooLong):
             log.critical("a fault of rpcd", exc_info=exc_info(failure))

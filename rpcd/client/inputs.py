@@ -82,7 +82,7 @@ class Received(Message[BodyT]):
             self.answered = True
             written = self._engine.run_if_open(_doing(lambda _link: answer(self._delivery, reply)))
             if written is not None:  # else it is in its queue again
-                await asyncio.wrap_future(written)
+                await asyncio.shield(asyncio.wrap_future(written))  # who waits no longer has answered all the same
 
     def ack(self) -> None:
         """Say that it is done, so that it does not come again."""
@@ -130,11 +130,12 @@ class Input(Generic[BodyT]):
     client is closed. Its queue is consumed again after every lost connection.
     """
 
-    def __init__(
-        self, engine: Engine, pattern: str, name: str, prefetch: int, body_type: Any, replies: Replies | None
+    def __init__(  # its client alone makes it
+        self, client: object, engine: Engine, pattern: str, name: str, prefetch: int, body_type: Any, replies: Replies | None
     ) -> None:
-        """Prepare; nothing is connected yet."""
+        """Prepare; nothing is connected yet. A client that nobody has any more ends, but not while it has this."""
         self.name = name
+        self._client = client
         self.closed = False
         self._engine = engine
         self._replies = replies
@@ -147,6 +148,10 @@ class Input(Generic[BodyT]):
         self._finalizer.atexit = False
 
     def __aiter__(self) -> "Self":
+        """Begin a loop; a message that another loop was left over goes back, and comes again."""
+        message, self._current = self._current, None
+        if message is not None:
+            message.requeue()
         return self
 
     async def __anext__(self) -> Received[BodyT]:
@@ -178,12 +183,13 @@ class Input(Generic[BodyT]):
 
     async def _done(self) -> None:
         """Finish the message before; a request without an answer is answered now, as by a handler without a result."""
-        message, self._current = self._current, None
+        message = self._current
         if message is not None and not message.settled:
             if not message.answered:
                 with contextlib.suppress(RuntimeError):  # the client was closed in this moment: it goes back
                     await message.reply()
             message.ack()
+        self._current = None  # not before: a wait that is cancelled here may be begun again
 
     async def _opened(self, delivery: Delivery) -> Received[BodyT] | None:
         """Open a message; a bad one is answered, given up, and left out."""
@@ -197,10 +203,13 @@ class Input(Generic[BodyT]):
             log.warning("%s: %s", self.name, error)
         except BadMessage as error:
             log.warning("%s: bad message: %s", self.name, error)
-            await message.fail(f"Bad message: {error}", {"place": error.place, "reason": error.reason})
+            try:
+                await message.fail(f"Bad message: {error}", {"place": error.place, "reason": error.reason})
+            finally:
+                message.drop()  # although nobody may wait any longer
         else:
             return message
-        message.drop()
+        message.drop()  # does nothing twice
         return None
 
     def close(self) -> None:

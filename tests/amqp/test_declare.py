@@ -221,7 +221,7 @@ def test_another_difference_is_no_matter_of_upgrades(carried: Callable[..., Any]
     ],
 )
 def test_a_refused_consumer_is_mended_or_waited_for(code: int, text: str, kind: type[Exception]) -> None:
-    error = consume_refusal("shop", "orders", ChannelClosed(code, text))
+    error = consume_refusal("consumers.shop", "orders", ChannelClosed(code, text))
     assert type(error) is kind
     assert str(error).startswith(f"consumers.shop: the broker refused to deliver from queue 'orders': {code} {text}; ")
 

@@ -269,6 +269,16 @@ def test_a_wrong_password_is_told_to_every_call_and_not_waited_for(node: Private
     assert "CANARY" not in repr(client)
 
 
+def test_a_refused_login_keeps_nothing_of_the_calls_that_it_fails(node: PrivateNode, virtual_host: str) -> None:
+    with rpcd.Client(node.url(virtual_host, "nobody", "wrong")) as client:
+        depths = set()
+        for _ in range(20):
+            with pytest.raises(rpcd.RpcdError) as refused:
+                client.call("", "prices", {}, timeout=SECONDS)
+            depths.add(len(refused.traceback))
+    assert len(depths) <= 2  # the first has waited, all others fail at once
+
+
 def test_an_alarm_holds_calls_until_their_time_is_over(sick_node: PrivateNode, sick_url: str) -> None:
     peer = Peer(sick_url)
     peer.channel.queue_declare("nobody-home")

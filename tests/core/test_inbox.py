@@ -1,7 +1,10 @@
 """What the inbox recognises messages by, what it keeps, and how its SQLite store behaves."""
 
+import asyncio
+import contextlib
 import logging
 import pathlib
+import shutil
 import stat
 import threading
 from typing import Any
@@ -18,7 +21,7 @@ from rpcd.features.inbox.keeper import Keeper
 from rpcd.features.inbox.record import answer, identify, keep
 from rpcd.features.inbox.settings import Inbox, file_of
 from rpcd.features.inbox.sqlite import SqliteStore
-from rpcd.features.inbox.store import Claim
+from rpcd.features.inbox.store import Claim, Held
 
 HERE = pathlib.Path("/etc/rpcd")
 
@@ -234,6 +237,39 @@ def test_a_failure_is_not_kept(keeper: Keeper, error: BaseException) -> None:
     assert call(request()) == {"run": 2}
 
 
+def test_a_claim_whose_message_is_given_up_before_it_was_made_is_released(file: pathlib.Path, clock: Clock) -> None:
+    begun, gate, made = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(SqliteStore):
+        def claim(self, held: Held, lease: float) -> Claim:
+            begun.set()
+            assert gate.wait(30)
+            claim = super().claim(held, lease)
+            made.set()
+            return claim
+
+    async def handler(_message: rpcd.Message[Any]) -> int:
+        return 1
+
+    async def main() -> None:
+        call = inbox.layer(handler, Keeper(Inbox(), lambda: Slow(file, clock)))
+        first = asyncio.ensure_future(call(request()))
+        await asyncio.to_thread(begun.wait)
+        first.cancel("the time limit of this message has passed")
+        await asyncio.wait([first])
+        assert first.cancelled()
+        gate.set()
+        await asyncio.to_thread(made.wait)
+        for _ in range(300):
+            with contextlib.suppress(Nack):  # until the keeper's own thread has given it up
+                assert await call(request()) == 1
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("it is held for ever")
+
+    asyncio.run(main())
+
+
 def test_what_cannot_be_sent_is_not_kept(keeper: Keeper) -> None:
     runs = []
 
@@ -303,6 +339,26 @@ def test_without_its_store_a_message_waits_and_with_unguarded_it_runs(
 
 
 # The SQLite store ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unguarded", [True, False])
+def test_a_store_that_was_not_there_is_made_as_soon_as_it_can_be(file: pathlib.Path, clock: Clock, unguarded: bool) -> None:
+    keeper = Keeper(Inbox(unguarded=unguarded), lambda: SqliteStore(file, clock))
+    handler = Handler()
+    if not unguarded:
+        call = inbox.layer(handler, keeper)
+        shutil.rmtree(file.parent)  # later; what is connected already goes on
+        keeper._made = None
+        with pytest.raises(Nack):
+            call(request())
+    else:
+        file.parent.write_text("in its way")
+        call = inbox.layer(handler, keeper)
+        call(request())
+        file.parent.unlink()
+    for _ in range(3):
+        call(request())
+    assert handler.runs == 1 + unguarded
 
 
 @pytest.fixture

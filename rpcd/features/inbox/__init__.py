@@ -21,7 +21,7 @@ from rpcd.core.message import Message
 from rpcd.features.inbox.keeper import Keeper
 from rpcd.features.inbox.record import Identify, answer, identify, keep
 from rpcd.features.inbox.settings import ENCODE, Inbox, file_of, problems
-from rpcd.features.inbox.store import Claim, Store
+from rpcd.features.inbox.store import Claim, Held, Store
 
 FIRST_WAIT = 1.0
 """Seconds until a message that runs elsewhere is looked at again, at first."""
@@ -116,7 +116,7 @@ def _around_async(handler: Handler, keeper: Keeper, find: Identify) -> Handler:
         if key is None:
             keeper.say_once(NO_KEY)
             return await handler(message)
-        held, claim = await asyncio.to_thread(keeper.claim, key)
+        held, claim = await _claimed(keeper, key)
         if claim.kept is not None:
             return _answered(claim.kept, message)
         _check_free(claim, message)
@@ -131,6 +131,21 @@ def _around_async(handler: Handler, keeper: Keeper, find: Identify) -> Handler:
         return value
 
     return around
+
+
+async def _claimed(keeper: Keeper, key: bytes) -> tuple[Held | None, Claim]:
+    """Claim a message in a thread, which goes on when the task is cancelled: what it claims then is given up."""
+    claiming = asyncio.ensure_future(asyncio.to_thread(keeper.claim, key))
+    try:
+        return await asyncio.shield(claiming)
+    except asyncio.CancelledError:
+        claiming.add_done_callback(lambda done: _give_up(keeper, done))
+        raise
+
+
+def _give_up(keeper: Keeper, done: "asyncio.Future[tuple[Held | None, Claim]]") -> None:
+    if not done.cancelled() and done.exception() is None:
+        keeper.give_up(done.result()[0])
 
 
 def _kept(value: Any, message: Message[Any], before: int) -> bytes | None:

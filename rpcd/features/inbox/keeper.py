@@ -55,7 +55,10 @@ class Keeper:
         """
         held = (key, secrets.token_hex(8))
         try:
-            claim = self._store().claim(held, self.settings.lease)
+            store = self._store()
+            if self._failing:
+                store.open()  # it may not have been there at the start, or be another one by now
+            claim = store.claim(held, self.settings.lease)
         except Exception as error:
             unguarded = self.settings.unguarded
             self._failed(error, "messages run without it" if unguarded else "messages wait for it in their retry steps")
