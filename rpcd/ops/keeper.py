@@ -91,9 +91,9 @@ def _admit(node: PrivateNode, wanted: Wanted) -> None:
     if (wanted.username, wanted.password, wanted.virtual_host) == ("guest", "guest", "/"):
         return  # which is how a node begins
     if wanted.username != "guest":
-        node.ctl("add_user", wanted.username, wanted.password)
+        node.ctl("add_user", wanted.username, typed=f"{wanted.password}\n")
     elif wanted.password != "guest":  # noqa: S105  # RabbitMQ's own
-        node.ctl("change_password", "guest", wanted.password)
+        node.ctl("change_password", "guest", typed=f"{wanted.password}\n")
     if wanted.virtual_host != "/":
         node.ctl("add_vhost", wanted.virtual_host)
     node.ctl("set_permissions", "-p", wanted.virtual_host, wanted.username, ".*", ".*", ".*")

@@ -24,6 +24,9 @@ START_SECONDS = 90.0
 _TRIES = 5
 """How often a new node is started, with other ports each time, while somebody else takes one that was free just before."""
 
+_STARTING = "requires the 'rabbit' app to be running"
+"""What rabbitmqctl says while a node still starts."""
+
 _TAKEN = ("eaddrinuse", "dist_port_already_used", "nodistribution")
 """What the broker says if somebody else has its port, that of its distribution, or its epmd's."""
 
@@ -231,21 +234,32 @@ class PrivateNode:
         """Send a signal to the broker's process (SIGSTOP freezes it, SIGCONT thaws it)."""
         os.kill(self.pid, number)
 
-    def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl with these arguments and return what it printed; raise NodeError when it fails."""
-        done = subprocess.run(
+    def ctl(self, *arguments: str, typed: str = "") -> str:
+        """Run rabbitmqctl with these arguments and return what it printed; raise NodeError when it fails.
+
+        `typed` is its standard input: a password is seen by nobody there. A node that has just begun to listen is waited for:
+        it takes most commands a moment later only.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        done = self._run_ctl(arguments, typed)
+        while done.returncode and _STARTING in done.stdout + done.stderr and time.monotonic() < deadline:
+            time.sleep(0.2)
+            done = self._run_ctl(arguments, typed)
+        if done.returncode:
+            raise NodeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def _run_ctl(self, arguments: Sequence[str], typed: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
             self._command(str(self._inside(self.scripts) / "rabbitmqctl"), "--quiet", *arguments),
             env=self.environment,
             cwd=self.directory,
-            stdin=subprocess.DEVNULL,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        if done.returncode:
-            raise NodeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return done.stdout
 
     def add_virtual_hosts(self, names: Sequence[str]) -> None:
         """Create virtual hosts that the user guest may do everything in, all by one call of rabbitmqctl."""
