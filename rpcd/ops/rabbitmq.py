@@ -237,8 +237,8 @@ class PrivateNode:
     def ctl(self, *arguments: str, typed: str = "") -> str:
         """Run rabbitmqctl with these arguments and return what it printed; raise NodeError when it fails.
 
-        `typed` is its standard input: a password is seen by nobody there. A node that has just begun to listen is waited for:
-        it takes most commands a moment later only.
+        `typed` is its standard input: a password is seen by nobody there. A node that has just begun to listen is waited
+        for: it takes most commands a moment later only.
         """
         deadline = time.monotonic() + START_SECONDS
         done = self._run_ctl(arguments, typed)
