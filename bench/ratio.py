@@ -105,7 +105,7 @@ def main():
             naive = [sys.executable, str(HERE / "naive.py"), node.url(), "work", "100"]
             results = {"rpcd": [], "naive": []}
             for number in range(options.rounds):
-                for name, command, ready in (("rpcd", twistd, b"ready:"), ("naive", naive, b"ready")):
+                for name, command, ready in (("rpcd", twistd, b"ready, consuming"), ("naive", naive, b"ready")):
                     result = measure(node, command, {"RABBITMQ_URL": node.url()}, ready, options.messages)
                     results[name].append(result)
                     took, rate = result
